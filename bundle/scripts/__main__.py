@@ -1,0 +1,34 @@
+"""The command line: ``python -m scripts <command>``, or ``nny <command>`` from any folder."""
+
+from __future__ import annotations
+
+import sys
+
+import fire
+
+
+def main() -> None:
+    """Run one command; bad input ends in one line instead of a traceback."""
+    from scripts import clinical, imputation, workflows
+    from scripts.prepare.hcc_tace import prepare_hcc_tace
+    from scripts.prepare.phantom import write_phantom_cohort
+    from scripts.report import report
+
+    commands = {
+        "demo": workflows.demo,
+        "phantom": write_phantom_cohort,
+        "prepare": {"hcc_tace": prepare_hcc_tace},
+        "clinical": {"check": clinical.check, "quality": imputation.quality},
+        "train": workflows.train,
+        "evaluate": workflows.evaluate,
+        "infer": workflows.infer,
+        "report": report,
+    }
+    try:
+        fire.Fire(commands, name="nny")
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        sys.exit(f"nny: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Score predicted masks against the original labels while an evaluator runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from ignite.engine import Engine, Events
+
+from scripts.metrics import case_metrics, write_evaluation
+
+
+class CaseScores:
+    """Handler that scores each case on the grid of its source and writes the evaluation when all are done.
+
+    Args:
+        folder: where ``per_case.csv`` and ``summary.json`` go.
+        labels: class names, background first.
+        surface_tolerance: distance in mm up to which surfaces agree, for the surface Dice.
+        spacing_known: False when the files carry no true spacing; distances are then in voxels.
+    """
+
+    def __init__(
+        self, *, folder: str, labels: Sequence[str], surface_tolerance: float, spacing_known: bool = True
+    ) -> None:
+        self.folder, self.labels = Path(folder), dict(enumerate(labels))
+        self.settings = {"surface_tolerance_mm": surface_tolerance, "spacing_known": spacing_known}
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register on the evaluator."""
+        engine.add_event_handler(Events.STARTED, self.rows.clear)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._score)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _score(self, engine: Any) -> None:
+        cases = engine.state.batch
+        for case, output in zip(cases, engine.state.output, strict=True):
+            reference = nib.load(case["reference"])
+            spacing = [float(size) for size in reference.header.get_zooms()[: len(reference.shape)]]
+            self.rows += case_metrics(
+                np.asarray(output["pred"][0]),
+                np.asanyarray(reference.dataobj),
+                spacing,
+                self.labels,
+                self.settings["surface_tolerance_mm"],
+                case["case_id"],
+            )
+
+    def _write(self, engine: Engine) -> None:
+        summary = write_evaluation(self.rows, self.folder, self.settings)
+        engine.state.metrics["mean_dice"] = summary["total"]["dice"]["mean"]

@@ -1,0 +1,210 @@
+"""Writes a prepared dataset: NIfTI pairs, datalist, clinical table; each file appears whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+IMAGES, LABELS_FOLDER = "imagesTr", "labelsTr"
+_PART = ".part"
+
+
+@dataclass(frozen=True)
+class NiftiCase:
+    """One line of the datalist; the files are ``imagesTr/<case_id>.nii.gz`` and ``labelsTr/<case_id>.nii.gz``."""
+
+    case_id: str
+    patient_id: str
+    fold: int
+    group: str = ""
+
+
+@contextmanager
+def replacing(path: Path):  # noqa: ANN201
+    """Gives a temporary path beside ``path`` that takes its place when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}{_PART}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def remove_leftovers(output: Path) -> None:
+    """Removes temporary files that an interrupted run left in ``output``."""
+    for folder in (output, output / IMAGES, output / LABELS_FOLDER, output / ".prepare"):
+        for part in folder.glob(f".*{_PART}"):
+            part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes ``content`` as JSON, replacing the file in one step."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def nifti_paths(output: Path, case_id: str) -> tuple[Path, Path]:
+    """Returns the image's and the label's path of a case."""
+    name = f"{case_id}.nii.gz"
+    return output / IMAGES / name, output / LABELS_FOLDER / name
+
+
+def write_nifti_pair(output: Path, case_id: str, image: np.ndarray, label: np.ndarray, affine: np.ndarray) -> None:
+    """Writes a case's image and label on one grid.
+
+    The bytes depend on the content alone (no time of writing), the label comes first, and neither is ever seen
+    half-written.
+
+    Args:
+        output: the dataset folder.
+        case_id: name of the case.
+        image: int16 (X, Y, Z).
+        label: uint8 (X, Y, Z).
+        affine: 4x4, voxel indices to RAS millimetres.
+
+    Raises:
+        ValueError: the two shapes differ.
+    """
+    if image.shape != label.shape:
+        raise ValueError(f"{case_id}: the image is {image.shape} and the label {label.shape}; they must be on one grid")
+    image_path, label_path = nifti_paths(output, case_id)
+    for path, data in ((label_path, label), (image_path, image)):
+        nifti = nib.Nifti1Image(data, affine)
+        nifti.header.set_xyzt_units("mm")
+        nifti.set_qform(affine, code=1)  # 1 = scanner coordinates
+        nifti.set_sform(affine, code=1)
+        with replacing(path) as part, open(part, "wb") as raw:
+            with gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=4, mtime=0) as packed:
+                packed.write(nifti.to_bytes())
+            raw.flush()
+            os.fsync(raw.fileno())
+
+
+def assign_folds(patients: Iterable[str], *, folds: int, seed: int) -> dict[str, int]:
+    """Deals patients into folds of equal size (within one), by a seeded shuffle of the sorted ids.
+
+    Args:
+        patients: patient ids; duplicates count once.
+        folds: number of folds, at least 2.
+        seed: seed of the shuffle.
+
+    Returns:
+        dict: patient id -> fold, 0 to ``folds - 1``.
+    """
+    if int(folds) < 2:
+        raise ValueError(f"folds is {folds}; expected at least 2, so that every patient can be validated on once")
+    order = sorted(set(patients))
+    np.random.default_rng(seed).shuffle(order)
+    return {patient: i % int(folds) for i, patient in enumerate(order)}
+
+
+def write_dataset_json(
+    output: Path, cases: Sequence[NiftiCase], *, name: str, labels: dict[int, str], description: str = ""
+) -> None:
+    """Writes the datalist in the layout of the Medical Segmentation Decathlon, with patients and folds.
+
+    Args:
+        output: the dataset folder.
+        cases: the cases to list.
+        name: name of the dataset.
+        labels: label value -> name.
+        description: one sentence.
+    """
+    training = [
+        {
+            "image": f"./{IMAGES}/{case.case_id}.nii.gz",
+            "label": f"./{LABELS_FOLDER}/{case.case_id}.nii.gz",
+            "case_id": case.case_id,
+            "patient_id": case.patient_id,
+            "fold": case.fold,
+            "group": case.group,
+        }
+        for case in cases
+    ]
+    write_json(
+        output / "dataset.json",
+        {
+            "name": name,
+            "description": description,
+            "labels": {str(k): v for k, v in labels.items()},
+            "modality": {"0": "CT"},
+            "numTraining": len(training),
+            "training": training,
+        },
+    )
+
+
+def write_clinical_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes the clinical table as it came: names, spellings and numbers unaltered, an empty cell for an empty one."""
+    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows([["" if cell is None else cell for cell in row] for row in rows])
+
+
+def run_in_parallel(
+    function: Callable[[Any], Any], jobs: dict[str, Any], *, workers: int, progress: bool = True, description: str = ""
+) -> dict[str, Any]:
+    """Calls ``function`` with each job's value, in processes of their own, with a progress bar.
+
+    Args:
+        function: a function at the top of a module (it is sent to other processes).
+        jobs: name -> argument.
+        workers: number of processes; 1 works in this one.
+        progress: show the bar.
+        description: text of the bar.
+
+    Returns:
+        dict: name -> result, in the order of ``jobs``.
+    """
+    if int(workers) < 1:
+        raise ValueError(f"workers is {workers}; expected at least 1")
+    workers = min(int(workers), max(1, len(jobs)))
+    results: dict[str, Any] = {}
+    with tqdm(total=len(jobs), desc=description, unit="case", disable=not progress, file=sys.stderr) as bar:
+        if workers == 1:
+            for name, job in jobs.items():
+                results[name] = function(job)
+                bar.update()
+            return results
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent) as pool:
+            futures = {pool.submit(function, job): name for name, job in jobs.items()}
+            try:
+                for future in as_completed(futures):
+                    results[futures[future]] = future.result()
+                    bar.update()
+            except BrokenProcessPool as error:
+                raise RuntimeError(
+                    f"a worker process was killed after {len(results)} of {len(jobs)} cases, most often for want of "
+                    "memory; what is finished is kept: run the same command again with fewer --workers"
+                ) from error
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+    return {name: results[name] for name in jobs}
+
+
+def _die_with_parent() -> None:
+    """Ends this worker when the main process is gone, so that a killed run leaves nobody writing."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()

@@ -1,0 +1,149 @@
+"""Train, evaluate and infer: the bundle's workflows with their configuration files put together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
+
+from scripts import BUNDLE_ROOT
+from scripts.clinical_schema import suggestion
+from scripts.prepare.hcc_tace import prepare_hcc_tace
+from scripts.prepare.phantom import write_phantom_cohort
+from scripts.report import report
+
+CONFIGS = BUNDLE_ROOT / "configs"
+DEMO_RUN = BUNDLE_ROOT / "models" / "demo"
+
+
+def overlay_paths(overlays: str | Sequence[str]) -> list[str]:
+    """Resolve overlays by their name in ``configs/`` or by path.
+
+    Args:
+        overlays: names (``network_swin_next_small``), paths to YAML files, or a comma-separated text of them.
+
+    Returns:
+        Paths in the given order.
+
+    Raises:
+        ValueError: an unknown name; the message lists the known ones.
+    """
+    names = overlays.split(",") if isinstance(overlays, str) else list(overlays)
+    known = sorted(
+        path.stem for path in CONFIGS.glob("*.yaml") if path.stem.startswith(("network_", "fusion_", "dataset_", "budget_"))
+    )
+    paths = []
+    for name in filter(None, (str(name).strip() for name in names)):
+        path = CONFIGS / f"{name}.yaml" if name in known else Path(name)
+        if not path.is_file():
+            raise ValueError(
+                f"There is no overlay {name!r}{suggestion(name, known)}. Known: {', '.join(known)}; or give a YAML file."
+            )
+        paths.append(str(path))
+    return paths
+
+
+def _run(run_id: str, files: Sequence[str | Path], **overrides: Any) -> None:
+    """Run one id of the merged configuration files, as ``python -m monai.bundle run`` does."""
+    workflow = ConfigWorkflow(
+        config_file=[str(file) for file in files],
+        meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=str(CONFIGS / "logging.conf"),
+        run_id=run_id,
+        **overrides,
+    )
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+
+
+def train(dataset: str, output: str, overlays: str | Sequence[str] = (), **overrides: Any) -> None:
+    """Train a network; the same command again goes on after the last finished epoch.
+
+    Args:
+        dataset: the folder that `prepare` wrote (``dataset.json``, images, labels, ``clinical.csv``).
+        output: the run's folder: checkpoints, log, TensorBoard files, configuration.
+        overlays: names of overlays in bundle/configs, separated by commas, later ones win:
+            network_*, fusion_*, dataset_*, budget_*.
+        **overrides: any id of the configuration: --epochs 100 --fold 1 --batch_size 4 --seed 3 …
+    """
+    files = [CONFIGS / "inference.yaml", CONFIGS / "train.yaml", *overlay_paths(overlays)]
+    _run("training", files, dataset_dir=_absolute(dataset), output_dir=_absolute(output), **overrides)
+
+
+def evaluate(run: str, **overrides: Any) -> None:
+    """Segment the held-out fold of a run and score the masks against the original labels.
+
+    Args:
+        run: the run's folder; masks, ``per_case.csv`` and ``summary.json`` go to its ``evaluation/``.
+        **overrides: any id of the configuration: --dataset_dir <another dataset> --fold -1 (all cases) …
+    """
+    folder = _run_folder(run, "config.yaml")
+    _run("evaluating", [folder / "config.yaml", CONFIGS / "evaluate.yaml"], output_dir=str(folder), **overrides)
+
+
+def infer(source: str, output: str, run: str = str(DEMO_RUN), clinical: str | None = None, **overrides: Any) -> None:
+    """Segment images: each mask comes in the geometry of its source.
+
+    Args:
+        source: a NIfTI file, a folder of them, a folder with one DICOM series, or a folder of such folders.
+        output: folder for the masks, ``<case>_seg.nii.gz``.
+        run: the run whose weights are used; by default the demo network, trained on phantoms.
+        clinical: table (xlsx or csv) with the patients' clinical variables; without it nothing is known of them.
+        **overrides: any id of the configuration: --save_probabilities True …
+    """
+    folder = _run_folder(run, "inference.yaml")
+    _run(
+        "inference",
+        [folder / "inference.yaml"],
+        dataset_dir=_absolute(source),
+        output_dir=_absolute(output),
+        checkpoint=str(folder / "model.pt"),
+        clinical_statistics=str(folder / "clinical.json"),
+        clinical_table_path=None if clinical is None else _absolute(clinical),
+        **overrides,
+    )
+
+
+def demo(output: str = "work/demo", cases: int = 30, epochs: int = 40, seed: int = 0) -> str:
+    """Go from a synthetic download to a report: phantom, prepare, train, evaluate, report.
+
+    Args:
+        output: folder for everything.
+        cases: patients of the synthetic cohort.
+        epochs: training epochs.
+        seed: seed of the cohort and of training.
+
+    Returns:
+        Path of the report.
+    """
+    folder = Path(output)
+    download, data, run = folder / "download", folder / "data", folder / "run"
+    steps = {
+        "phantom": lambda: write_phantom_cohort(str(download), cases=cases, seed=seed),
+        "prepare": lambda: prepare_hcc_tace(str(download), str(data)),
+        "train": lambda: train(str(data), str(run), "network_swin_next_small,budget_demo", epochs=epochs, seed=seed),
+        "evaluate": lambda: evaluate(str(run)),
+        "report": lambda: report(str(run)),
+    }
+    for name, step in steps.items():
+        begin = time.perf_counter()
+        print(f"== {name}", flush=True)
+        step()
+        print(f"== {name}: {time.perf_counter() - begin:.0f} s", flush=True)
+    return str(run / "report.html")
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
+
+
+def _run_folder(run: str, file: str) -> Path:
+    folder = Path(run).expanduser().resolve()
+    for name in (file, "model.pt"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} is not a finished run: it has no {name}. Train one with `nny train`.")
+    return folder
