@@ -32,16 +32,15 @@ test: setup  ## the fast test suite
 test-e2e: setup  ## tests that start servers, browsers and whole workflows
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m e2e
 
-lint: setup  ## ruff and types
+lint: setup  ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy bundle/scripts
 
 serve: setup  ## annotation server on the phantom cohort
 	./nny serve
 
 bench: setup  ## every benchmark, with its table
-	for file in benchmarks/*.py; do OMP_NUM_THREADS=2 $(BIN)/python $$file || exit 1; done
+	for file in benchmarks/*.py; do OMP_NUM_THREADS=2 PYTHONPATH=bundle $(BIN)/python $$file || exit 1; done
 
 clean:  ## remove what the targets made
 	rm -rf work $(VENV)

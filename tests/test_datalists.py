@@ -114,7 +114,7 @@ def test_case_name_drops_both_suffixes():
 
 
 class TestCheck:
-    @pytest.fixture()
+    @pytest.fixture
     def cases(self, tmp_path):
         return read_datalist(dataset(tmp_path, 5))
 
@@ -143,7 +143,9 @@ class TestCheck:
 
     def test_value_out_of_range(self, cases, tmp_path):
         write_nifti(tmp_path / "labelsTr" / "c3.nii.gz", np.full((8, 8, 8), 7, np.uint8))
-        with pytest.raises(ValueError, match=r"c3\.nii\.gz: holds value 7, but 3 classes are declared \(0\.\.2: background"):
+        with pytest.raises(
+            ValueError, match=r"c3\.nii\.gz: holds value 7, but 3 classes are declared \(0\.\.2: background"
+        ):
             check_cases(cases, LABELS)
 
     def test_nan_voxels(self, cases, tmp_path):

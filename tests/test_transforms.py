@@ -23,12 +23,14 @@ def logits_of(image, threshold=0.4637):
     return torch.cat([-value, value])
 
 
-@pytest.fixture()
+@pytest.fixture
 def ball(tmp_path):
     """A ball off the centre of an anisotropic, flipped and axis-swapped grid; returns its path and mask."""
     grid = np.stack(np.meshgrid(np.arange(40), np.arange(24), np.arange(30), indexing="ij"))
     spacing = np.array([1.0, 2.0, 1.5])
-    distance = np.sqrt((((grid - np.array([22, 9, 17])[:, None, None, None]) * spacing[:, None, None, None]) ** 2).sum(0))
+    distance = np.sqrt(
+        (((grid - np.array([22, 9, 17])[:, None, None, None]) * spacing[:, None, None, None]) ** 2).sum(0)
+    )
     mask = distance < 9
     affine = np.array([[0, -2.0, 0, 5], [1.0, 0, 0, -7], [0, 0, -1.5, 11], [0, 0, 0, 1]])
     return write_nifti(tmp_path / "ball.nii.gz", mask.astype(np.float32), affine), mask, affine
@@ -73,7 +75,10 @@ def test_two_dimensional_image(tmp_path):
     mask[8:20, 5:12] = 1
     path = write_nifti(tmp_path / "flat.nii.gz", mask, np.diag([1.0, 2.0, 1.0, 1.0]))
     case = Compose(
-        [LoadImaged("image", ensure_channel_first=True, image_only=True), Spacingd("image", (1.0, 1.0), mode="bilinear")]
+        [
+            LoadImaged("image", ensure_channel_first=True, image_only=True),
+            Spacingd("image", (1.0, 1.0), mode="bilinear"),
+        ]
     )({"image": str(path)})
     restored = RestoreToSourced("pred")(case | {"pred": logits_of(case["image"])})["pred"]
     assert restored.shape == (1, 32, 20)

@@ -41,7 +41,7 @@ def suggestion(name: str, names: Iterable[str]) -> str:
     """Return ` (did you mean "x" or "y"?)` for the names nearest to `name`, or nothing."""
     spelled = {normalise(n): n for n in names}
     close = difflib.get_close_matches(normalise(name), list(spelled), n=3, cutoff=0.6)
-    return f' (did you mean {" or ".join(repr(spelled[c]) for c in close)}?)' if close else ""
+    return f" (did you mean {' or '.join(repr(spelled[c]) for c in close)}?)" if close else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class ClinicalColumn:
 
     Args:
         name: header of the column in the table.
-        kind: `numeric`; `binary` (categories: negative, positive); `ordinal` (categories from least to most); `nominal`.
+        kind: `numeric`, `binary` (negative, positive category), `ordinal` (from least to most) or `nominal`.
         known: `before` or `after` treatment.
         unit: unit of a numeric column, "" for none.
         range: smallest and largest accepted value of a numeric column, in `unit`.
@@ -70,7 +70,7 @@ class ClinicalColumn:
     kind: str
     known: str
     unit: str = ""
-    range: Sequence[float] | None = None
+    range: Sequence[float] = ()
     log1p: bool = False
     categories: Sequence[Any] = ()
     aliases: Mapping[Any, Any] = field(default_factory=dict, hash=False)
@@ -78,6 +78,8 @@ class ClinicalColumn:
     derived_from: Sequence[str] = ()
     leak: str = ""
     description: str = ""
+    _codes: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _missing: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check the declaration and turn its lists into tuples of text."""
@@ -90,14 +92,15 @@ class ClinicalColumn:
         if self.known == "after" and not self.leak:
             raise ValueError(f"{where} is known after treatment; say in `leak` what it gives away")
         if self.kind == "numeric":
-            if self.range is None or not self.range[0] < self.range[1] or self.categories:
+            if len(self.range) != 2 or not self.range[0] < self.range[1] or self.categories:
                 raise ValueError(f"{where} is numeric: give range: [smallest, largest] in its unit, and no categories")
-        elif self.range is not None or self.unit or self.log1p:
+        elif self.range or self.unit or self.log1p:
             raise ValueError(f"{where} is {self.kind}: range, unit and log1p belong to numeric columns")
         elif len(self.categories) != 2 if self.kind == "binary" else len(self.categories) < 2:
             raise ValueError(
                 f"{where} is {self.kind} with {len(self.categories)} categories; expected 2 (binary) or 2 and more"
             )
+        object.__setattr__(self, "range", tuple(self.range))
         for name in ("categories", "missing", "derived_from"):
             object.__setattr__(self, name, tuple(str(v) for v in getattr(self, name)))
         codes = {normalise(c): i for i, c in enumerate(self.categories)}
@@ -200,7 +203,7 @@ class ClinicalSchema:
 
     @classmethod
     def from_yaml(
-        cls, path: str | Path, preset: str = "pre_treatment", columns: Sequence[str] | None = None
+        cls, path: str | Path, preset: str = "pre_treatment", columns: Sequence[str] | str | None = None
     ) -> ClinicalSchema:
         """Read a schema file and choose columns from it.
 
@@ -208,29 +211,17 @@ class ClinicalSchema:
             path: YAML file with `id`, `sheet`, `missing` and `columns`.
             preset: `pre_treatment`: what is known before treatment and not a function of other columns; `paper`:
                 every column of the table, outcome included (it warns). Ignored where `columns` is given.
-            columns: names of the columns to use instead, in this order.
+            columns: names of the columns to use instead, in this order; a text is split at commas.
 
         Raises:
             ValueError: for an unknown preset or column name, or a schema file with a wrong declaration.
         """
-        declared = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(declared, dict) or not isinstance(declared.get("columns"), list):
-            raise ValueError(f"{path} is no clinical schema: expected the keys id and columns (a list)")
-        everywhere = declared.get("missing", [])
-        known = {}
-        for entry in declared["columns"]:
-            try:
-                sources = [
-                    name for s in entry.get("derived_from", []) for name in (s, *getattr(known.get(s), "derived_from", ()))
-                ]
-                missing = [*everywhere, *entry.get("missing", [])]
-                column = ClinicalColumn(**{**entry, "missing": missing, "derived_from": dict.fromkeys(sources)})
-            except (AttributeError, TypeError, ValueError) as error:
-                raise ValueError(f"{path}: {error}; in the entry {entry}") from error
-            if known.setdefault(column.name, column) is not column:
-                raise ValueError(f"{path} declares the column {column.name!r} twice")
+        declared, known = read_schema(Path(path))
         if columns is not None:
-            columns = [columns] if isinstance(columns, str) else list(columns)
+            if isinstance(columns, str):  # from a command line
+                columns = [columns] if columns in known else [name.strip() for name in columns.split(",")]
+            if not columns:
+                raise ValueError(f"no columns chosen from {path}; it has {list(known)}")
             for name in columns:
                 if name not in known:
                     raise ValueError(f"{path} has no column {name!r}{suggestion(name, known)}; it has {list(known)}")
@@ -267,7 +258,7 @@ class ClinicalSchema:
 
     @property
     def relatives(self) -> list[list[int]]:
-        """For each column the indices of all that tell its value: itself, what it derives from, what derives from it."""
+        """For each column the indices of those that tell its value: itself, its sources, what derives from it."""
         return [
             [
                 j
@@ -318,3 +309,25 @@ class ClinicalSchema:
         std = np.sqrt((np.where(known, features - mean, 0) ** 2).sum(axis=0) / count)
         nominal = np.array([self.columns[g].kind == "nominal" for g in self.groups])
         return np.where(nominal, 0.0, mean), np.where(nominal | (std < 1e-12), 1.0, std), known.any(axis=0)
+
+
+def read_schema(path: Path) -> tuple[dict[str, Any], dict[str, ClinicalColumn]]:
+    """Read a schema file: what it says, and all of its columns by name; ValueError names the wrong entry."""
+    declared = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(declared, dict) or not isinstance(declared.get("columns"), list):
+        raise ValueError(f"{path} is no clinical schema: expected the keys id and columns (a list)")
+    everywhere = declared.get("missing", [])
+    known: dict[str, ClinicalColumn] = {}
+    for entry in declared["columns"]:
+        try:
+            sources = list(entry.get("derived_from", []))
+            if undeclared := [s for s in sources if s not in known]:
+                raise ValueError(f"derived_from names {undeclared}; expected columns that are declared above it")
+            sources += [name for s in sources for name in known[s].derived_from]
+            missing = [*everywhere, *entry.get("missing", [])]
+            column = ClinicalColumn(**{**entry, "missing": missing, "derived_from": dict.fromkeys(sources)})
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}; in the entry {entry}") from error
+        if known.setdefault(column.name, column) is not column:
+            raise ValueError(f"{path} declares the column {column.name!r} twice")
+    return declared, known

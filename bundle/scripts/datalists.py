@@ -99,8 +99,10 @@ def split(cases: Sequence[Case], fold: int) -> dict[str, list[Case]]:
         parts["validation" if case["fold"] == fold else "training"].append(case)
     known = sorted({case["fold"] for case in cases})
     if not parts["validation"] or not parts["training"]:
-        raise ValueError(f"Fold {fold} leaves {len(parts['training'])} cases to train on and "
-                         f"{len(parts['validation'])} to validate on; the datalist has folds {known}.")
+        raise ValueError(
+            f"Fold {fold} leaves {len(parts['training'])} cases to train on and "
+            f"{len(parts['validation'])} to validate on; the datalist has folds {known}."
+        )
     shared = {c["patient_id"] for c in parts["training"]} & {c["patient_id"] for c in parts["validation"]}
     if shared:
         raise ValueError(f"These patients are in fold {fold} and in another one: {', '.join(sorted(shared))}.")
@@ -131,12 +133,17 @@ def evaluation_cases(dataset_dir: str | Path, fold: int | None) -> list[Case]:
         fold: the held-out fold; None or -1 scores every case.
 
     Returns:
-        Cases with ``image`` and ``reference``.
+        Cases with ``image``, ``reference`` (the label's path) and ``file`` (the image's path).
     """
     cases = read_datalist(dataset_dir)
     if fold is not None and fold >= 0:
         cases = split(cases, fold)["validation"]
-    return [{("reference" if key == "label" else key): value for key, value in case.items()} for case in cases]
+    return [{k: v for k, v in case.items() if k != "label"} | _sources(case) for case in cases]
+
+
+def _sources(case: Case) -> dict[str, str]:
+    """Paths that no transform replaces."""
+    return {"file": case["image"], "reference": case["label"]}
 
 
 def inference_cases(source: str | Path) -> list[Case]:
@@ -156,13 +163,17 @@ def inference_cases(source: str | Path) -> list[Case]:
     if source.is_file():
         return [_image_case(source)]
     if not source.is_dir():
-        raise FileNotFoundError(f"{source} does not exist; expected an image file or a folder of images (--dataset_dir).")
+        raise FileNotFoundError(
+            f"{source} does not exist; expected an image file or a folder of images (--dataset_dir)."
+        )
     if (source / "dataset.json").is_file() and (source / "imagesTr").is_dir():
         source = source / "imagesTr"
     files = sorted(file for file in source.iterdir() if file.name.endswith(NIFTI))
     if files:
         return [_image_case(file) for file in files]
-    series = [folder for folder in [source, *sorted(p for p in source.rglob("*") if p.is_dir())] if _first_dicom(folder)]
+    series = [
+        folder for folder in [source, *sorted(p for p in source.rglob("*") if p.is_dir())] if _first_dicom(folder)
+    ]
     if not series:
         raise FileNotFoundError(f"{source} holds no NIfTI file and no DICOM series.")
     return [_image_case(folder) for folder in series]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,17 +30,22 @@ class CaseScores:
         self.folder, self.labels = Path(folder), dict(enumerate(labels))
         self.settings = {"surface_tolerance_mm": surface_tolerance, "spacing_known": spacing_known}
         self.rows: list[dict[str, Any]] = []
+        self.cases: list[dict[str, str]] = []
 
     def attach(self, engine: Engine) -> None:
         """Register on the evaluator."""
-        engine.add_event_handler(Events.STARTED, self.rows.clear)
+        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._score)
         engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _start(self) -> None:
+        self.rows, self.cases = [], []
 
     def _score(self, engine: Any) -> None:
         cases = engine.state.batch
         for case, output in zip(cases, engine.state.output, strict=True):
             reference = nib.load(case["reference"])
+            self.cases.append({"case_id": case["case_id"], "image": case["file"], "label": case["reference"]})
             spacing = [float(size) for size in reference.header.get_zooms()[: len(reference.shape)]]
             self.rows += case_metrics(
                 np.asarray(output["pred"][0]),
@@ -52,4 +58,5 @@ class CaseScores:
 
     def _write(self, engine: Engine) -> None:
         summary = write_evaluation(self.rows, self.folder, self.settings)
+        (self.folder / "datalist.json").write_text(json.dumps({"validation": self.cases}, indent=1))
         engine.state.metrics["mean_dice"] = summary["total"]["dice"]["mean"]

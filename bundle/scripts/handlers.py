@@ -158,7 +158,7 @@ class TrainingLog:
         self._lr = self.optimizer.param_groups[0]["lr"]
 
     def _add_loss(self, engine: Any) -> None:
-        loss = float(engine.state.output["loss"])
+        loss = float(engine.state.output["loss"].detach())
         if not np.isfinite(loss):
             raise RuntimeError(
                 f"The training loss is {loss} in epoch {engine.state.epoch}. The last checkpoint is kept; "
@@ -251,7 +251,9 @@ class TrainingState:
         if not self.path.exists():
             return
         if not self.resume:
-            raise FileExistsError(f"{self.path} holds an earlier run. Resume it (--resume True) or choose another folder.")
+            raise FileExistsError(
+                f"{self.path} holds an earlier run. Resume it (--resume True) or choose another folder."
+            )
         state = torch.load(self.path, map_location=engine.state.device, weights_only=True)
         missing = self.objects.keys() - state["objects"].keys()
         if missing:
@@ -288,4 +290,3 @@ class TrainingState:
         if self.patience is not None and self.best_epoch and epoch - self.best_epoch >= self.patience:
             engine.logger.info(f"No better score in {self.patience} epochs: stopping at epoch {epoch}.")
             engine.terminate()
-

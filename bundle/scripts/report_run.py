@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,18 @@ def read_run(run: str | Path) -> RunFiles:
         log=_read_table(folder / "log.csv", ("epoch", "train_loss"), text=()),
         per_case=_read_table(evaluation / "per_case.csv", ("case_id", "class", "dice"), text=("case_id", "class")),
         summary=_read_json(evaluation / "summary.json"),
-        datalist=_read_json(folder / "datalist.json"),
+        # an evaluation of other cases than the run's own says which
+        datalist=_read_json(folder / "datalist.json") | _read_json(evaluation / "datalist.json"),
         config=config.read_text(encoding="utf-8", errors="replace") if config.exists() else None,
-        versions=_read_json(folder / "versions.json"),
+        versions=_read_json(folder / "versions.json") | _parameters(folder / "model.pt"),
     )
+
+
+def _parameters(weights: Path) -> dict[str, int]:
+    """Number of parameters (and buffers) in a file of weights."""
+    if not weights.exists():
+        return {}
+    return {"parameters": sum(t.numel() for t in torch.load(weights, map_location="cpu", weights_only=True).values())}
 
 
 def _read_table(path: Path, required: tuple[str, ...], text: tuple[str, ...]) -> pd.DataFrame | None:

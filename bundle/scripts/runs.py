@@ -20,10 +20,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 
 from scripts import BUNDLE_ROOT, datalists
-try:
-    from scripts.clinical import ClinicalSchema, ClinicalTable
-except ImportError:
-    pass
+from scripts.clinical import ClinicalSchema, ClinicalTable
 
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel", "scikit-learn", "pandas")
 
@@ -82,12 +79,15 @@ def start(output_dir: str, dataset_dir: str, fold: int, labels: Sequence[str], s
     _write(folder / "versions.json", json.dumps(versions(seed), indent=1))
 
 
-def fit_clinical(schema: ClinicalSchema | None, table: str | None, statistics: str, dataset_dir: str, fold: int) -> None:
+def fit_clinical(
+    schema: ClinicalSchema | None, table: str | None, impute: bool, statistics: str, dataset_dir: str, fold: int
+) -> None:
     """Fit scaling and imputation of the clinical variables on the training cases alone.
 
     Args:
         schema: the clinical schema; None where no clinical data enters, and nothing is done.
         table: the cohort's xlsx or csv.
+        impute: also fit the imputer.
         statistics: JSON file to write.
         dataset_dir: the prepared dataset.
         fold: the held-out fold, whose patients are not looked at.
@@ -103,7 +103,7 @@ def fit_clinical(schema: ClinicalSchema | None, table: str | None, statistics: s
             "(--clinical_table_path) or add configs/fusion_none.yaml to the configuration."
         )
     patients = sorted({case["patient_id"] for case in datalists.part(dataset_dir, fold, "training")})
-    fitted = ClinicalTable(path=table, schema=schema)
+    fitted = ClinicalTable(path=table, schema=schema, impute=impute)
     fitted.fit(patients)
     fitted.save(statistics)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from scripts.report import report
 
 CONFIGS = BUNDLE_ROOT / "configs"
 DEMO_RUN = BUNDLE_ROOT / "models" / "demo"
+DEMO_OVERLAYS = "dataset_phantom,network_swin_next_tiny"
 
 
 def overlay_paths(overlays: str | Sequence[str]) -> list[str]:
@@ -33,14 +35,15 @@ def overlay_paths(overlays: str | Sequence[str]) -> list[str]:
     """
     names = overlays.split(",") if isinstance(overlays, str) else list(overlays)
     known = sorted(
-        path.stem for path in CONFIGS.glob("*.yaml") if path.stem.startswith(("network_", "fusion_", "dataset_", "budget_"))
+        path.stem for path in CONFIGS.glob("*.yaml") if path.stem.startswith(("network_", "fusion_", "dataset_"))
     )
     paths = []
     for name in filter(None, (str(name).strip() for name in names)):
         path = CONFIGS / f"{name}.yaml" if name in known else Path(name)
         if not path.is_file():
             raise ValueError(
-                f"There is no overlay {name!r}{suggestion(name, known)}. Known: {', '.join(known)}; or give a YAML file."
+                f"There is no overlay {name!r}{suggestion(name, known)}. Known: {', '.join(known)}; "
+                "or give the path of a YAML file."
             )
         paths.append(str(path))
     return paths
@@ -56,7 +59,12 @@ def _run(run_id: str, files: Sequence[str | Path], **overrides: Any) -> None:
         **overrides,
     )
     workflow.initialize()
-    workflow.run()
+    try:
+        workflow.run()
+    except RuntimeError as error:  # MONAI's "Failed to evaluate": what went wrong is its cause
+        if isinstance(error.__cause__, (ValueError, OSError)):
+            raise error.__cause__ from None
+        raise
     workflow.finalize()
 
 
@@ -67,7 +75,7 @@ def train(dataset: str, output: str, overlays: str | Sequence[str] = (), **overr
         dataset: the folder that `prepare` wrote (``dataset.json``, images, labels, ``clinical.csv``).
         output: the run's folder: checkpoints, log, TensorBoard files, configuration.
         overlays: names of overlays in bundle/configs, separated by commas, later ones win:
-            network_*, fusion_*, dataset_*, budget_*.
+            network_*, fusion_*, dataset_*.
         **overrides: any id of the configuration: --epochs 100 --fold 1 --batch_size 4 --seed 3 …
     """
     files = [CONFIGS / "inference.yaml", CONFIGS / "train.yaml", *overlay_paths(overlays)]
@@ -123,9 +131,9 @@ def demo(output: str = "work/demo", cases: int = 30, epochs: int = 40, seed: int
     folder = Path(output)
     download, data, run = folder / "download", folder / "data", folder / "run"
     steps = {
-        "phantom": lambda: write_phantom_cohort(str(download), cases=cases, seed=seed),
+        "phantom": lambda: _phantom_once(download, cases, seed),
         "prepare": lambda: prepare_hcc_tace(str(download), str(data)),
-        "train": lambda: train(str(data), str(run), "network_swin_next_small,budget_demo", epochs=epochs, seed=seed),
+        "train": lambda: train(str(data), str(run), DEMO_OVERLAYS, epochs=epochs, seed=seed),
         "evaluate": lambda: evaluate(str(run)),
         "report": lambda: report(str(run)),
     }
@@ -135,6 +143,15 @@ def demo(output: str = "work/demo", cases: int = 30, epochs: int = 40, seed: int
         step()
         print(f"== {name}: {time.perf_counter() - begin:.0f} s", flush=True)
     return str(run / "report.html")
+
+
+def _phantom_once(download: Path, cases: int, seed: int) -> None:
+    """Write the synthetic download, unless an earlier call finished it."""
+    if (download / "phantom_truth.json").is_file():  # written last
+        return
+    if download.exists():
+        shutil.rmtree(download)
+    write_phantom_cohort(str(download), cases=cases, seed=seed)
 
 
 def _absolute(path: str) -> str:

@@ -11,7 +11,6 @@ from monai.data import ITKReader
 from scripts.prepare.dicom import CaseError, index_files, read_volume, split_volumes
 from scripts.prepare.output import write_nifti_pair
 from scripts.prepare.phantom_dicom import Coding, Geometry, write_ct_series
-
 from support import REAL_DATA
 
 STRAIGHT = Geometry((-60.5, -81.25, -333.5), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (2.5, 3.0), 4.0)

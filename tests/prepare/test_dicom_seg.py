@@ -1,9 +1,17 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
 from scripts.prepare.dicom import CaseError, index_files, read_header, read_volume
 from scripts.prepare.dicom_seg import read_segmentation, segment_masks
-from scripts.prepare.phantom_dicom import Coding, Geometry, write_ct_series, write_seg
+from scripts.prepare.phantom_dicom import SEGMENTS, Coding, Geometry, write_ct_series, write_seg
 
 GEOMETRY = Geometry((-60.5, -81.25, -333.5), (1.0, 0.0, 0.0), (0.0, 0.96, 0.28), (2.5, 3.0), 4.0)
 SHAPE = (12, 9, 6)  # columns, rows, slices
@@ -57,7 +65,9 @@ def test_frames_in_any_order(case):
     def shuffle(item):
         order = np.random.default_rng(3).permutation(int(item.NumberOfFrames))
         repack(item, item.pixel_array[order])
-        item.PerFrameFunctionalGroupsSequence = pydicom.Sequence([item.PerFrameFunctionalGroupsSequence[i] for i in order])
+        item.PerFrameFunctionalGroupsSequence = pydicom.Sequence(
+            [item.PerFrameFunctionalGroupsSequence[i] for i in order]
+        )
 
     np.testing.assert_array_equal(masks_of(edited(path, shuffle), volume)[1], truth[1])
 
@@ -116,6 +126,78 @@ def test_frames_without_position_are_placed_by_their_source_slice(case):
     np.testing.assert_array_equal(masks_of(edited(path, strip), volume)[1], truth[1])
 
 
+def dcmqi(name):
+    path = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    return path or pytest.skip(f"{name} of dcmqi is not installed")
+
+
+def test_what_dcmqi_writes_is_read(case, tmp_path):
+    program = dcmqi("itkimage2segimage")
+    volume, truth, path = case
+    label = np.zeros(SHAPE, np.uint8)
+    for value, mask in truth.items():
+        label[mask] = value
+    nib.save(nib.Nifti1Image(label, volume.affine), tmp_path / "label.nii.gz")
+    attributes = []
+    for value in truth:
+        name, description, *codes = SEGMENTS[value]
+        category, kind = ({"CodeValue": c, "CodingSchemeDesignator": "SCT", "CodeMeaning": m} for c, m in codes)
+        attributes.append(
+            {
+                "labelID": value,
+                "SegmentLabel": name,
+                "SegmentDescription": description,
+                "SegmentAlgorithmType": "MANUAL",
+                "SegmentedPropertyCategoryCodeSequence": category,
+                "SegmentedPropertyTypeCodeSequence": kind,
+            }
+        )
+    about = {
+        "ContentCreatorName": "x",
+        "ClinicalTrialSeriesID": "1",
+        "ClinicalTrialTimePointID": "1",
+        "SeriesNumber": "300",
+        "SeriesDescription": "Segmentation",
+        "InstanceNumber": "1",
+        "segmentAttributes": [attributes],
+    }
+    (tmp_path / "about.json").write_text(json.dumps(about))
+    subprocess.run(
+        [
+            program,
+            "--inputImageList",
+            tmp_path / "label.nii.gz",
+            "--inputDICOMDirectory",
+            tmp_path / "ct",
+            "--inputMetadata",
+            tmp_path / "about.json",
+            "--outputDICOM",
+            path,
+        ],
+        check=True,
+        capture_output=True,
+    )
+    masks = masks_of(path, volume)
+    names = read_segmentation(read_header(path)).names
+    for value in truth:
+        (number,) = (n for n, texts in names.items() if texts[0] == SEGMENTS[value][0])
+        np.testing.assert_array_equal(masks[number], label == value)
+
+
+def test_what_we_write_is_read_by_dcmqi(case, tmp_path):
+    program = dcmqi("segimage2itkimage")
+    volume, truth, path = case
+    subprocess.run(
+        [program, "--inputDICOM", path, "--outputDirectory", tmp_path, "-t", "nii"], check=True, capture_output=True
+    )
+    for number, mask in enumerate(truth.values(), 1):
+        read = nib.load(tmp_path / f"{number}.nii.gz")
+        assert (np.asarray(read.dataobj) > 0).sum() == mask.sum()
+        corner = np.argwhere(mask).mean(axis=0)
+        found = np.argwhere(np.asarray(read.dataobj) > 0).mean(axis=0)
+        np.testing.assert_allclose(read.affine @ [*found, 1], volume.affine @ [*corner, 1], atol=1e-3)
+
+
 def move(frame, by):
     plane = frame.PlanePositionSequence[0]
     plane.ImagePositionPatient = [f"{float(v) + d:.6f}" for v, d in zip(plane.ImagePositionPatient, by, strict=True)]
@@ -124,13 +206,22 @@ def move(frame, by):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda item: move(item.PerFrameFunctionalGroupsSequence[2], (0, -0.56, 1.92)),
-         r"frame 3 of \d+ .*it fits no slice of the CT series"),
+        (
+            lambda item: move(item.PerFrameFunctionalGroupsSequence[2], (0, -0.56, 1.92)),
+            r"frame 3 of \d+ .*it fits no slice of the CT series",
+        ),
         (lambda item: move(item.PerFrameFunctionalGroupsSequence[0], (0, 11.2, -38.4)), "slice -10.00 of 0 to 5"),
         (lambda item: move(item.PerFrameFunctionalGroupsSequence[1], (0.8, 0, 0)), "0.32 pixels beside"),
-        (lambda item: setattr(item.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0], "PixelSpacing", [1.5, 1.25]),
-         "another grid than the CT"),
-        (lambda item: delattr(item.SharedFunctionalGroupsSequence[0], "PlaneOrientationSequence"), "no PlaneOrientation"),
+        (
+            lambda item: setattr(
+                item.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0], "PixelSpacing", [1.5, 1.25]
+            ),
+            "another grid than the CT",
+        ),
+        (
+            lambda item: delattr(item.SharedFunctionalGroupsSequence[0], "PlaneOrientationSequence"),
+            "no PlaneOrientation",
+        ),
         (lambda item: setattr(item, "SegmentSequence", item.SegmentSequence[:2]), "segment 3, which .* not describe"),
         (lambda item: setattr(item, "SegmentationType", "FRACTIONAL"), "type 'FRACTIONAL'; expected BINARY"),
         (lambda item: setattr(item, "PixelData", item.PixelData[:20]), "pixels of the segmentation seg/1-1.dcm cannot"),

@@ -14,8 +14,11 @@ TINY = PhantomOptions(matrix=48, slice_spacing=10.0)
 
 
 def digests(folder):
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-            for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 def test_the_image_says_nothing_about_malignancy():
@@ -42,18 +45,20 @@ def test_lesions_have_the_sizes_that_make_fusion_matter(index):
 def test_organs_look_like_abdominal_ct():
     options = PhantomOptions(matrix=96, slice_spacing=5.0)
     phantoms = [make_phantom(i, options=options, malignant=False) for i in range(1, 6)]
-    ml = [np.prod(p.grid.spacing) / 1000 for p in phantoms]
-    for phantom, voxel in zip(phantoms, ml, strict=True):
+    volumes = set()
+    for phantom in phantoms:
         means = {value: phantom.image[phantom.label == value].mean() for value in range(1, 5)}
         assert 85 < means[1] < 125
         assert 35 < means[2] < 85
         assert means[3] > means[1] + 20
-        assert means[4] > 140
-        assert 800 < (phantom.label == 1).sum() * voxel < 2400
+        assert means[4] > 120
+        ml = float((phantom.label == 1).sum() * np.prod(phantom.grid.spacing)) / 1000
+        assert 800 < ml < 2400
+        volumes.add(round(ml))
         assert phantom.image[:, :8].max() < -900  # air in front of the patient
-    assert len({round(float((p.label == 1).sum() * v)) for p, v in zip(phantoms, ml, strict=True)}) == 5  # anatomy varies
-    flat = phantoms[0].image[phantoms[0].label == 1]
-    assert 8 < flat.std() < 25
+    assert len(volumes) == 5  # anatomy varies
+    liver = phantoms[0].image[phantoms[0].label == 1]
+    assert 9 < 1.48 * np.median(abs(liver - np.median(liver))) < 20  # noise, as in a portal-venous scan
 
 
 def test_same_seed_same_bytes_and_patients_do_not_depend_on_the_size_of_the_cohort(tmp_path):
@@ -108,8 +113,9 @@ def test_segmentation_object_is_like_the_real_one(download):
 
 
 def test_msd_layout_is_what_prepare_makes_of_the_tcia_layout(download, prepared, tmp_path):
-    write_phantom_cohort(str(tmp_path / "msd"), cases=10, layout="msd", matrix=48, slice_spacing=10.0, workers=1,
-                         progress=False)
+    write_phantom_cohort(
+        str(tmp_path / "msd"), cases=10, layout="msd", matrix=48, slice_spacing=10.0, workers=1, progress=False
+    )
     for name in ("HCC_001", "HCC_010"):
         for folder in ("imagesTr", "labelsTr"):
             direct = nib.load(tmp_path / "msd" / folder / f"{name}.nii.gz")
@@ -131,8 +137,13 @@ def test_patient_of_the_size_of_real_ct_is_drawn_on_the_same_anatomy():
 
 @pytest.mark.parametrize(
     ("options", "match"),
-    [({"layout": "nnunet"}, "layout is 'nnunet'"), ({"cases": 0}, "cases is 0"), ({"matrix": 16}, "at least 32"),
-     ({"slice_spacing": -1}, "slice_spacing is -1"), ({"workers": 0}, "workers is 0")],
+    [
+        ({"layout": "nnunet"}, "layout is 'nnunet'"),
+        ({"cases": 0}, "cases is 0"),
+        ({"matrix": 16}, "at least 32"),
+        ({"slice_spacing": -1}, "slice_spacing is -1"),
+        ({"workers": 0}, "workers is 0"),
+    ],
 )
 def test_bad_options(tmp_path, options, match):
     with pytest.raises(ValueError, match=match):

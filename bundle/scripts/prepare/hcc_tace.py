@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.prepare.clinical_table import ClinicalTable, read_clinical_table
 from scripts.prepare.dicom import read_header
 from scripts.prepare.hcc_tace_case import LABELS, STATUS_FOLDER, Job, finished, prepare_case, remove_case
 from scripts.prepare.output import (
@@ -19,6 +18,7 @@ from scripts.prepare.output import (
     write_dataset_json,
 )
 from scripts.prepare.report import write_report
+from scripts.prepare.spreadsheet import Spreadsheet, read_clinical_table
 
 EXCLUDED = ("HCC_017", "HCC_008", "HCC_025", "HCC_009")
 ID_COLUMN = "TCIA_ID"
@@ -99,7 +99,7 @@ def _finish(
     source: Path,
     target: Path,
     records: Sequence[dict[str, Any]],
-    table: ClinicalTable,
+    table: Spreadsheet,
     dropped: Sequence[str],
     drop: Sequence[str],
 ) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _finish(
 
 
 def _notes(
-    records: Sequence[dict[str, Any]], dropped: Sequence[str], drop: Sequence[str], table: ClinicalTable
+    records: Sequence[dict[str, Any]], dropped: Sequence[str], drop: Sequence[str], table: Spreadsheet
 ) -> list[str]:
     notes = []
     if dropped:

@@ -50,7 +50,7 @@ def prepare_case(job: Job) -> dict[str, Any]:
     """
     output, case = Path(job.output), job.patient_id
     status = output / STATUS_FOLDER / f"{case}.json"
-    status.unlink(missing_ok=True)  # from here on the case counts as not done
+    remove_case(output, case)  # so that a run that is stopped leaves no old image beside a new label
     files = list_files(job.sources)
     record: dict[str, Any] = {"case_id": case, "patient_id": case, "fingerprint": fingerprint(files), "warnings": []}
     try:

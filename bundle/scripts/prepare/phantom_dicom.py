@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage, generate_uid
@@ -157,6 +159,19 @@ def write_seg(
     item.SamplesPerPixel, item.PhotometricInterpretation = 1, "MONOCHROME2"
     item.BitsAllocated, item.BitsStored, item.HighBit, item.PixelRepresentation = 1, 1, 0, 0
     item.SegmentSequence = Sequence([_segment(number, value) for number, value in enumerate(segments, 1)])
+    dimensions = {"DimensionOrganizationUID": _uid("dimensions", series)}
+    item.DimensionOrganizationSequence = Sequence([_dataset(**dimensions)])
+    item.DimensionIndexSequence = Sequence(
+        [
+            _dataset(
+                DimensionIndexPointer=tag_for_keyword(name), FunctionalGroupPointer=tag_for_keyword(group), **dimensions
+            )
+            for name, group in (
+                ("ReferencedSegmentNumber", "SegmentIdentificationSequence"),
+                ("ImagePositionPatient", "PlanePositionSequence"),
+            )
+        ]
+    )
     item.ReferencedSeriesSequence = Sequence(
         [
             _dataset(
@@ -255,7 +270,7 @@ def _code(value: str, meaning: str, scheme: str = _SCT) -> Dataset:
     return _dataset(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
 
 
-def _dataset(**values: object) -> Dataset:
+def _dataset(**values: Any) -> Dataset:
     item = Dataset()
     for name, value in values.items():
         setattr(item, name, value)

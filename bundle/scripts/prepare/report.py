@@ -19,7 +19,7 @@ WINDOW = (-115.0, 235.0)  # HU: level 60, width 350
 
 
 def thumbnail(
-    image: np.ndarray, label: np.ndarray, spacing: Sequence[float], path: Path, *, focus: int = 2, width: float = 4.4
+    image: np.ndarray, label: np.ndarray, spacing: Sequence[float], path: Path, *, focus: int = 2, width: float = 5.6
 ) -> None:
     """Draws the axial slice with the largest cross-section of a class beside the coronal one through its middle.
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import openpyxl
 
 
-class ClinicalTable(NamedTuple):
+class Spreadsheet(NamedTuple):
     """Column names, patient id -> row, and the file they come from."""
 
     header: list[str]
@@ -19,7 +19,7 @@ class ClinicalTable(NamedTuple):
 
 def read_clinical_table(
     source: Path, path: str | None = None, *, id_column: str, sheet: str = "data table"
-) -> ClinicalTable:
+) -> Spreadsheet:
     """Reads the clinical table.
 
     Args:
@@ -29,7 +29,7 @@ def read_clinical_table(
         sheet: sheet of a spreadsheet; its first one when there is none of that name.
 
     Returns:
-        ClinicalTable: one row per patient, cells as the file holds them.
+        Spreadsheet: one row per patient, cells as the file holds them.
 
     Raises:
         FileNotFoundError: no table.
@@ -49,7 +49,7 @@ def read_clinical_table(
         if patient in rows:
             raise ValueError(f"{file} has two rows for {patient}; delete one")
         rows[patient] = row
-    return ClinicalTable(["" if name is None else str(name) for name in table[0]], rows, file)
+    return Spreadsheet(["" if name is None else str(name) for name in table[0]], rows, file)
 
 
 def _cells(path: Path, sheet: str) -> list[list[Any]]:

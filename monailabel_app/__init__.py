@@ -1,0 +1,1 @@
+"""The annotation app: serves the networks of the bundle through MONAI Label."""

@@ -1,0 +1,1 @@
+"""Adapters between the bundle and MONAI Label's tasks."""

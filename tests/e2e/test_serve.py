@@ -1,0 +1,136 @@
+"""The annotation server as a user starts it: a process that answers requests, and ends when it is told to."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import nibabel as nib
+import numpy as np
+import pytest
+from app_support import write_run, write_studies
+from scripts import workflows
+from support import CONFIGS, ROOT
+
+pytestmark = pytest.mark.e2e
+PATIENCE = 180  # seconds for the server to start
+
+
+class Server:
+    """``nny serve`` on a free port, in a folder of its own."""
+
+    def __init__(self, *arguments, cwd):
+        command = [str(ROOT / "nny"), "serve", "--port", "0", *map(str, arguments)]
+        self.log = cwd / "server.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, cwd=cwd, stdout=log, stderr=subprocess.STDOUT, text=True)
+        end = time.monotonic() + PATIENCE
+        while "Ready. " not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < end, self.log.read_text()
+            time.sleep(0.2)
+        self.address = self.log.read_text().split("Ready. 3D Slicer: give ")[1].split()[0]
+
+    def get(self, path, method="GET"):
+        request = urllib.request.Request(self.address + path, method=method, headers={"Origin": "http://elsewhere"})
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            assert "access-control-allow-origin" not in answer.headers
+            return answer.read()
+
+    def stop(self, how=signal.SIGINT):
+        self.process.send_signal(how)
+        return self.process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    return write_studies(tmp_path_factory.mktemp("studies") / "cohort")
+
+
+@pytest.fixture(scope="module")
+def run(studies, tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "tiny", table=studies / "clinical.csv")
+
+
+@pytest.fixture(scope="module")
+def server(run, studies, tmp_path_factory):
+    arguments = ["--studies", studies, "--run", run, "--clinical", studies / "clinical.csv"]
+    server = Server(*arguments, cwd=tmp_path_factory.mktemp("server"))
+    yield server
+    if server.process.poll() is None:
+        server.process.kill()
+        server.process.wait()
+
+
+def test_info_lists_model_labels_and_images(server):
+    info = json.loads(server.get("/info/"))
+    assert info["labels"] == ["ball"]
+    assert info["models"]["tiny"]["labels"] == {"ball": 1}
+    assert info["models"]["tiny"]["type"] == "segmentation"
+    assert info["datastore"]["total"] == 3
+
+
+def test_mask_is_that_of_infer(server, run, studies, tmp_path):
+    workflows.infer(str(studies), str(tmp_path), run=str(run), clinical=str(studies / "clinical.csv"))
+    for case in ("HCC_001", "HCC_002", "HCC_003"):
+        served = tmp_path / f"{case}.nii.gz"
+        served.write_bytes(server.get(f"/infer/tiny?image={case}&output=image", "POST"))
+        mask, expected = nib.load(served), nib.load(tmp_path / f"{case}_seg.nii.gz")
+        np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(expected.dataobj))
+        np.testing.assert_allclose(mask.affine, expected.affine, atol=1e-4)
+    result = json.loads(server.get("/infer/tiny?image=HCC_001&output=json", "POST"))
+    assert result["label_names"] == {"ball": 1}
+    assert result["latencies"]["total"] > 0
+
+
+def test_unknown_image_is_not_found(server):
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        server.get("/infer/tiny?image=HCC_999", "POST")
+
+
+def test_taken_port_is_refused_at_once(server, tmp_path):
+    port = urllib.parse.urlsplit(server.address).port
+    done = subprocess.run(
+        [str(ROOT / "nny"), "serve", "--port", str(port)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith(f"nny: Cannot listen on 127.0.0.1, port {port}")
+
+
+def test_server_stops_when_told(server):  # the last test of the fixture
+    assert server.stop() == 0
+    log = server.log.read_text()
+    assert "Stopped." in log
+    assert "Traceback" not in log
+    assert not (ROOT / "monailabel_app" / "logs").exists()
+
+
+def test_without_studies_phantoms_are_served(tmp_path):
+    run = write_run(tmp_path / "image_only", CONFIGS / "fusion_none.yaml")
+    server = Server("--run", run, cwd=tmp_path)
+    try:
+        assert json.loads(server.get("/info/"))["datastore"]["total"] == 4
+        assert (tmp_path / "work" / "serve" / "phantoms" / "clinical.csv").is_file()
+    finally:
+        server.stop(signal.SIGTERM)
+
+
+def test_monai_label_starts_the_app_itself_and_refuses_an_unknown_conf_key(studies, tmp_path):
+    app = tmp_path / "app"  # MONAI Label makes folders in the app's own folder
+    app.mkdir()
+    (app / "main.py").symlink_to(ROOT / "monailabel_app" / "main.py")
+    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app)]
+    command += ["--studies", str(studies / "imagesTr"), "--host", "127.0.0.1", "--port", "0", "--conf", "rum", "x"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode != 0
+    assert "no --conf rum. There are run: " in done.stdout + done.stderr
+
+
+def test_help_teaches(tmp_path):
+    done = subprocess.run([str(ROOT / "nny"), "serve", "--help"], cwd=tmp_path, capture_output=True, text=True)
+    for word in ("--studies", "--run", "--clinical", "--host", "--port", "--allow_remote", "synthetic patients"):
+        assert word in done.stdout + done.stderr

@@ -1,0 +1,509 @@
+import datetime
+import json
+import pickle
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scripts.clinical import HCC_TACE_SCHEMA, ClinicalColumn, ClinicalSchema, ClinicalTable, check, describe_table
+from support import REAL_DATA
+from torch.utils.data import DataLoader, Dataset
+
+WORKBOOK = REAL_DATA / "hcc_tace" / "HCC-TACE-Seg_clinical_data-V2.xlsx"
+needs_workbook = pytest.mark.skipif(not WORKBOOK.is_file(), reason=f"no {WORKBOOK}; set REAL_DATA_DIR")
+
+COLUMNS = [
+    {"name": "age", "kind": "numeric", "unit": "years", "range": [0, 120], "known": "before"},
+    {"name": "agegp", "kind": "ordinal", "categories": ["<=50", ">50"], "known": "before", "derived_from": ["age"]},
+    {"name": "Sex", "kind": "binary", "categories": [1, 2], "aliases": {"male": 1, "female": 2}, "known": "before"},
+    {"name": "Tr_Size", "kind": "numeric", "unit": "cm", "range": [0.1, 35], "log1p": True, "known": "before"},
+    {"name": "Stage", "kind": "ordinal", "categories": ["Stage_ 0-2", "Stage-IIIA", "Stage-IV"], "known": "before"},
+    {"name": "Drug", "kind": "nominal", "categories": ["a", "b", "c"], "missing": ["no drug"], "known": "before"},
+    {"name": "OS", "kind": "numeric", "unit": "weeks", "range": [0, 900], "known": "after", "leak": "the outcome"},
+]
+ROWS = [
+    ["P1", 40, "<=50", 1, 2.0, "Stage_ 0-2", "a", 10],
+    ["P2", 60, ">50", 2, "", "Stage-IIIA", "b", 20],
+    ["P3", 80, ">50", 1, 4.0, "stage iv", "NA", 30],
+    ["P4", 90, ">50", 1, 8.0, "Stage-IV", "no drug", 40],
+]
+HEADER = ["id", *(c["name"] for c in COLUMNS)]
+
+
+@pytest.fixture
+def schema_file(tmp_path):
+    path = tmp_path / "schema.yaml"
+    path.write_text(yaml.safe_dump({"id": "id", "missing": ["NA", "unknown"], "columns": COLUMNS}))
+    return path
+
+
+@pytest.fixture
+def schema(schema_file):
+    return ClinicalSchema.from_yaml(schema_file)
+
+
+def write(tmp_path, rows=ROWS, header=HEADER, name="table.csv", **options):
+    path = tmp_path / name
+    frame = pd.DataFrame(rows, columns=header)
+    frame.to_excel(path, index=False) if path.suffix == ".xlsx" else frame.to_csv(path, index=False, **options)
+    return path
+
+
+def changed(patient, column, value):
+    rows = [list(row) for row in ROWS]
+    rows[patient][HEADER.index(column)] = value
+    return rows
+
+
+# ---- schema
+
+
+def test_preset_pre_treatment_has_no_derived_and_no_later_column(schema):
+    assert [c.name for c in schema.columns] == ["age", "Sex", "Tr_Size", "Stage", "Drug"]
+    assert schema.feature_names == ("age", "Sex", "Tr_Size", "Stage", "Drug=a", "Drug=b", "Drug=c")
+    assert schema.n_features == 7
+    assert schema.groups == [0, 1, 2, 3, 4, 4, 4]
+
+
+def test_preset_paper_has_everything_and_names_the_leak(schema_file):
+    with pytest.warns(UserWarning, match=r"known only after treatment leak: OS \(the outcome\)"):
+        paper = ClinicalSchema.from_yaml(schema_file, preset="paper")
+    assert [c.name for c in paper.columns] == [c["name"] for c in COLUMNS]
+    assert paper.relatives[:2] == [[0, 1], [0, 1]]
+
+
+def test_own_columns_keep_their_order_and_warn_of_a_leak(schema_file):
+    own = ClinicalSchema.from_yaml(schema_file, columns=["Stage", "age"])
+    assert own.feature_names == ("Stage", "age")
+    assert ClinicalSchema.from_yaml(schema_file, columns="Stage, age") == own
+    with pytest.warns(UserWarning, match="OS"):
+        ClinicalSchema.from_yaml(schema_file, columns=["OS"])
+
+
+def test_unknown_names(schema_file):
+    with pytest.raises(ValueError, match=r"'tr size'.*did you mean 'Tr_Size'"):
+        ClinicalSchema.from_yaml(schema_file, columns=["tr size"])
+    with pytest.raises(ValueError, match="no columns chosen"):
+        ClinicalSchema.from_yaml(schema_file, columns=[])
+    with pytest.raises(ValueError, match="preset 'all'; expected one of pre_treatment, paper"):
+        ClinicalSchema.from_yaml(schema_file, preset="all")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"kind": "text"}, "kind 'text'"),
+        ({"known": "during"}, "known 'during'"),
+        ({"known": "after"}, "say in `leak`"),
+        ({"range": []}, "give range"),
+        ({"range": [5, 5]}, "give range"),
+        ({"categories": ["a", "b"]}, "no categories"),
+        ({"kind": "binary", "range": [], "unit": "", "categories": ["a", "b", "c"]}, "3 categories"),
+        ({"kind": "ordinal", "range": [], "unit": "", "categories": ["a"]}, "1 categories"),
+        ({"kind": "ordinal", "range": [], "unit": "", "categories": ["a b", "A_B"]}, "differ only in case"),
+        ({"kind": "ordinal", "range": [], "unit": "", "categories": ["a", "b"], "log1p": True}, "belong to numeric"),
+        ({"kind": "ordinal", "range": [], "unit": "", "categories": ["a", "b"], "aliases": {"x": "c"}}, "alias 'x'"),
+        ({"colour": "red"}, "colour"),
+        ({"derived_from": ["birth"]}, r"derived_from names \['birth'\]"),
+    ],
+)
+def test_wrong_declarations(tmp_path, change, match):
+    path = tmp_path / "schema.yaml"
+    path.write_text(yaml.safe_dump({"columns": [{**COLUMNS[0], **change}]}))
+    with pytest.raises(ValueError, match=match):
+        ClinicalSchema.from_yaml(path)
+
+
+def test_wrong_schema_files(tmp_path):
+    path = tmp_path / "schema.yaml"
+    path.write_text("a: 1")
+    with pytest.raises(ValueError, match="no clinical schema"):
+        ClinicalSchema.from_yaml(path)
+    path.write_text(yaml.safe_dump({"columns": [COLUMNS[0], COLUMNS[0]]}))
+    with pytest.raises(ValueError, match="'age' twice"):
+        ClinicalSchema.from_yaml(path)
+
+
+# ---- cells
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "code"),
+    [
+        ("Stage", "Stage_0-2", 0),
+        ("Stage", " STAGE_ 0–2 ", 0),
+        ("Stage", "stage IIIA", 1),
+        ("Sex", 1.0, 0),
+        ("Sex", "2.0", 1),
+        ("Sex", "Female", 1),
+        ("Tr_Size", "4.6 cm", 4.6),
+        ("Tr_Size", "4.6", 4.6),
+        ("age", np.int64(7), 7),
+        ("Drug", "unknown", np.nan),
+        ("Drug", "No Drug", np.nan),
+        ("Drug", None, np.nan),
+        ("age", float("nan"), np.nan),
+        ("age", "  ", np.nan),
+    ],
+)
+def test_accepted_cells(schema, column, value, code):
+    parsed = {c.name: c for c in schema.columns}[column].parse(value)
+    np.testing.assert_equal(parsed, float(code))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "match"),
+    [
+        ("Tr_Size", 700, r"700 cm is out of range; expected a number from 0.1 to 35 cm; check the unit"),
+        ("Tr_Size", "46 mm", r"'46 mm' is in 'mm'; this column is in cm"),
+        ("Tr_Size", "4,6", "not a number.*point as decimal mark"),
+        ("Tr_Size", float("inf"), "inf cm is out of range"),
+        ("age", ">70", "'>70' is not a number"),
+        ("age", True, "True is not a number"),
+        ("Sex", 3, "3 is no category of this column; expected one of '1', '2'"),
+        ("Sex", -1, "-1 is no category"),
+        ("Stage", "Stage-IIIB", "'Stage-IIIB' is no category"),
+        ("Stage", datetime.datetime(2024, 1, 2), "is a date"),
+    ],
+)
+def test_refused_cells(schema, column, value, match):
+    with pytest.raises(ValueError, match=match):
+        {c.name: c for c in schema.columns}[column].parse(value)
+
+
+def test_encode_and_decode_are_inverse():
+    size = ClinicalColumn(name="x", kind="numeric", known="before", range=[-500, 500], log1p=True)
+    assert size.encode(-9.0)[0] == pytest.approx(-np.log(10))
+    assert size.decode(size.encode(-9.0)) == pytest.approx(-9)
+    assert size.decode(np.array([99.0])) == 500
+    rank = ClinicalColumn(name="x", kind="ordinal", known="before", categories=["a", "b", "c"])
+    assert [rank.decode(np.array([v])) for v in (-3, 0.6, 7)] == [0, 1, 2]
+    drug = ClinicalColumn(name="x", kind="nominal", known="before", categories=["a", "b", "c"])
+    assert drug.encode(1.0).tolist() == [0, 1, 0]
+    assert np.isnan(drug.encode(np.nan)).all()
+    assert drug.decode(np.array([0.2, 0.5, 0.3])) == 1
+
+
+# ---- table
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.xlsx"])
+def test_vectors_are_standardised_by_the_training_patients_only(tmp_path, schema, name):
+    table = ClinicalTable(path=write(tmp_path, name=name), schema=schema)
+    assert table.patient_ids == ("P1", "P2", "P3", "P4")
+    statistics = table.fit(["P1", "P2", "P3", "P3"])
+    assert statistics["n_patients"] == 3
+    assert statistics["mean"][0] == pytest.approx(60)
+    vectors = np.stack([table.vector(p) for p in table.patient_ids])  # (4, F)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors[:, 0], (np.array([40, 60, 80, 90]) - 60) / np.std([40, 60, 80]), rtol=1e-6)
+    logs = np.log1p([2.0, 4.0])
+    np.testing.assert_allclose(vectors[3, 2], (np.log1p(8) - logs.mean()) / logs.std(), rtol=1e-6)
+    assert np.isnan(vectors[1, 2])
+    assert vectors[1, 4:].tolist() == [0, 1, 0]
+    assert np.isnan(vectors[2:, 4:]).all()
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_csv_separators_and_quoted_cells(tmp_path, schema, separator):
+    path = write(tmp_path, sep=separator, encoding="utf-8-sig")
+    assert ClinicalTable(path=path, schema=schema).patient_ids == ("P1", "P2", "P3", "P4")
+
+
+def test_headers_match_whatever_their_case_and_ids_may_be_numbers(tmp_path, schema):
+    rows = [[float(i), *row[1:]] for i, row in enumerate(ROWS, 1234567)]
+    header = ["patient_id", "AGE ", *HEADER[2:]]
+    table = ClinicalTable(path=write(tmp_path, rows, header), schema=schema)
+    assert table.patient_ids[0] == "1234567"
+    assert table.codes[0, 0] == 40
+
+
+def test_every_problem_is_named_with_row_patient_and_column(tmp_path, schema):
+    rows = [*changed(1, "Tr_Size", 700), ["P1", 50, ">50", 9, 1, "Stage-IV", "a", 5]]
+    rows.append(["P7", 50, ">50", 9, 1, "Stage-IV", "a", 5])
+    path = write(tmp_path, rows)
+    with pytest.raises(ValueError, match=r'table.csv, row 3 \(patient P2\), column "Tr_Size": 700 cm') as error:
+        ClinicalTable(path=path, schema=schema)
+    assert "patient 'P1' is in rows 2 and 6; keep one row per patient" in str(error.value)
+    assert 'row 7 (patient P7), column "Sex": 9 is no category' in str(error.value).replace("'9'", "9")
+    with pytest.warns(UserWarning, match="700 cm"):
+        table = ClinicalTable(path=path, schema=schema, on_error="warn")
+    assert np.isnan(table.codes[1, 2])
+    assert table.codes[0, 0] == 40
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(ClinicalTable(path=path, schema=schema, on_error="ignore").problems) == 3
+
+
+def test_many_problems_are_cut(tmp_path, schema):
+    rows = [[f"P{i}", 700, ">50", 1, 1, "Stage-IV", "a", 5] for i in range(30)]
+    with pytest.raises(ValueError, match="and 10 more"):
+        ClinicalTable(path=write(tmp_path, rows), schema=schema)
+
+
+def test_absent_and_further_columns(tmp_path, schema):
+    header = ["id", "age", "agegp", "Sex", "size in inches", "Stage", "Drug", "OS"]
+    with pytest.warns(UserWarning, match="lacks the columns Tr_Size"):
+        table = ClinicalTable(path=write(tmp_path, header=header), schema=schema)
+    assert table.ignored == ["agegp", "size in inches", "OS"]
+    with pytest.warns(UserWarning, match="no training patient has a value for Tr_Size"):
+        table.fit(table.patient_ids)
+    assert np.isnan(table.vector("P1")[2])
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "match"),
+    [
+        (ROWS, ["who", *HEADER[1:]], "no column 'id' with the patients' ids"),
+        (ROWS, [*HEADER[:-1], "age"], "more than one column 'age'"),
+        (ROWS, ["id", *"abcdefg"], "none of the schema's columns"),
+        ([], HEADER, "no patient"),
+        (changed(1, "id", ""), HEADER, "row 3: no patient id in column 'id'"),
+    ],
+)
+def test_unusable_tables(tmp_path, schema, rows, header, match):
+    with pytest.raises(ValueError, match=match):
+        ClinicalTable(path=write(tmp_path, rows, header), schema=schema)
+
+
+def test_unreadable_files(tmp_path, schema):
+    with pytest.raises(FileNotFoundError, match=r"none\.csv does not exist"):
+        ClinicalTable(path=tmp_path / "none.csv", schema=schema)
+    for name, match in [("a.xlsx", "a.xlsx cannot be read"), ("a.json", "expected an xlsx or csv"), ("a.csv", "empty")]:
+        (tmp_path / name).write_text("")
+        with pytest.raises(ValueError, match=match):
+            ClinicalTable(path=tmp_path / name, schema=schema)
+    (tmp_path / "long.csv").write_text("id,age\nP1,40,50\n")
+    with pytest.raises(ValueError, match="row 2 has 3 cells, but the header has 2"):
+        ClinicalTable(path=tmp_path / "long.csv", schema=schema)
+
+
+def test_wrong_arguments(tmp_path, schema):
+    with pytest.raises(TypeError, match="schema is a str"):
+        ClinicalTable(path=None, schema="schema.yaml")
+    with pytest.raises(ValueError, match="on_error 'stop'"):
+        ClinicalTable(path=None, schema=schema, on_error="stop")
+    table = ClinicalTable(path=write(tmp_path), schema=schema)
+    with pytest.raises(ValueError, match="not fitted"):
+        table.vector("P1")
+    with pytest.raises(ValueError, match="not fitted"):
+        table.save(tmp_path / "fitted.json")
+    with pytest.raises(ValueError, match="none of the 1 training patients"):
+        table.fit(["X"])
+
+
+def test_a_patient_without_a_row(tmp_path, schema):
+    table = ClinicalTable(path=write(tmp_path), schema=schema)
+    with pytest.warns(UserWarning, match="no row for the training patients X"):
+        table.fit(["P1", "P2", "X"])
+    with pytest.warns(
+        UserWarning, match=r"missing clinical row: patient 'p1' is not in .*table.csv.*did you mean 'P1'"
+    ):
+        assert np.isnan(table.vector("p1")).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert table.vector("p1").shape == (7,)
+    strict = ClinicalTable(path=write(tmp_path), schema=schema, on_missing="raise")
+    with pytest.raises(ValueError, match="missing clinical row: patient 'X'"):
+        strict.vector("X")
+
+
+def test_no_table_at_all(schema):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vector = ClinicalTable(path=None, schema=schema).vector("anyone")
+    assert vector.dtype == np.float32
+    assert np.isnan(vector).all()
+
+
+def test_a_row_given_by_hand(tmp_path, schema):
+    table = ClinicalTable(path=write(tmp_path), schema=schema)
+    table.fit(table.patient_ids)
+    by_hand = table.encode({"AGE": "60", "sex": "female", "Stage": "Stage IIIA", "Drug": "b", "Tr_Size": ""})
+    np.testing.assert_array_equal(by_hand, table.vector("P2"))
+    with pytest.raises(ValueError, match="no clinical column 'ages'.*did you mean 'age'"):
+        table.encode({"ages": 4})
+    with pytest.raises(ValueError, match='the given values, column "Tr_Size": 700 cm'):
+        table.encode({"Tr_Size": 700})
+
+
+def test_constant_columns_have_deviation_one(tmp_path, schema):
+    table = ClinicalTable(path=write(tmp_path, [ROWS[0], ROWS[2]]), schema=schema)
+    table.fit(["P1", "P3"])
+    assert table.vector("P1")[1] == 0
+    assert table.encode({"Sex": 2})[1] == 1
+
+
+@pytest.mark.parametrize("impute", [False, True])
+def test_saved_statistics_give_the_same_vectors(tmp_path, schema, impute):
+    path = write(tmp_path)
+    table = ClinicalTable(path=path, schema=schema, impute=impute)
+    table.fit(table.patient_ids)
+    table.save(tmp_path / "new" / "fitted.json")
+    again = ClinicalTable(path=path, schema=schema, impute=impute, fitted=tmp_path / "new" / "fitted.json")
+    for patient in table.patient_ids:
+        np.testing.assert_array_equal(again.vector(patient), table.vector(patient))
+
+
+def test_statistics_of_other_features_are_refused(tmp_path, schema, schema_file):
+    table = ClinicalTable(path=write(tmp_path), schema=schema)
+    table.fit(table.patient_ids)
+    fitted = tmp_path / "fitted.json"
+    with pytest.raises(FileNotFoundError, match=r"fitted\.json do not exist"):
+        ClinicalTable(path=None, schema=schema, fitted=fitted)
+    table.save(fitted)
+    other = ClinicalSchema.from_yaml(schema_file, columns=["age", "Sex"])
+    with pytest.raises(ValueError, match=r"other features.*only there: .*'Stage'"):
+        ClinicalTable(path=None, schema=other, fitted=fitted)
+    order = ClinicalSchema.from_yaml(schema_file, columns=["Sex", "age", "Tr_Size", "Stage", "Drug"])
+    with pytest.raises(ValueError, match="another order"):
+        ClinicalTable(path=None, schema=order, fitted=fitted)
+    with pytest.raises(ValueError, match="holds no imputer"):
+        ClinicalTable(path=None, schema=schema, fitted=fitted, impute=True)
+    stored = json.loads(fitted.read_text())
+    for broken in ({**stored, "format": 2}, {**stored, "std": [1.0]}, {"format": 1}, []):
+        fitted.write_text(json.dumps(broken))
+        with pytest.raises(ValueError, match=r"fitted.json cannot be used as fitted statistics"):
+            ClinicalTable(path=None, schema=schema, fitted=fitted)
+
+
+def test_imputed_vectors_have_valid_values(tmp_path, schema):
+    rng = np.random.default_rng(0)
+    young, old = [1, "Stage_ 0-2", "a"], [2, "Stage-IV", "b"]
+    rows = []
+    for i, age in enumerate(rng.integers(30, 90, 40)):
+        sex, stage, drug = old if age > 60 else young
+        rows.append([f"P{i}", age, "", sex, round(age / 10, 1), stage, drug, 1])
+    rows.append(["half", 85, "", "", "", "", "", ""])
+    rows.append(["nothing", *[""] * 7])
+    table = ClinicalTable(path=write(tmp_path, rows), schema=schema, impute=True)
+    table.fit([f"P{i}" for i in range(40)])
+    vector = table.vector("half")
+    assert not np.isnan(vector).any()
+    assert vector[4:].tolist() == [0, 1, 0]  # b, as everyone above 60
+    np.testing.assert_allclose(vector[[1, 3]], table.encode({"Sex": 2, "Stage": "Stage-IV"})[[1, 3]])
+    assert np.isnan(table.vector("nothing")).all()
+    known = ClinicalTable(path=write(tmp_path, rows), schema=schema)
+    known.fit([f"P{i}" for i in range(40)])
+    np.testing.assert_array_equal(table.vector("P0"), known.vector("P0"))
+
+
+class Vectors(Dataset):
+    def __init__(self, table):
+        self.table = table
+
+    def __len__(self):
+        return len(self.table.patient_ids)
+
+    def __getitem__(self, index):
+        return self.table.vector(self.table.patient_ids[index])
+
+
+def test_tables_travel_to_workers(tmp_path, schema):
+    table = ClinicalTable(path=write(tmp_path), schema=schema, impute=True)
+    table.fit(table.patient_ids)
+    again = pickle.loads(pickle.dumps(table))
+    np.testing.assert_array_equal(again.vector("P2"), table.vector("P2"))
+    (batch,) = DataLoader(Vectors(table), batch_size=4, num_workers=1)
+    np.testing.assert_array_equal(batch[1].numpy(), table.vector("P2"))
+
+
+def test_check_reports_everything_at_once(tmp_path, schema_file):
+    text = check(str(write(tmp_path, changed(1, "Tr_Size", 700))), schema=str(schema_file))
+    assert "4 patients, 5 columns, 7 features" in text
+    assert "1 problems:" in text
+    assert 'row 3 (patient P2), column "Tr_Size": 700 cm' in text
+    assert check(str(write(tmp_path)), schema=str(schema_file)).endswith("no problems")
+
+
+def test_describe_counts_cells(tmp_path, schema):
+    table = ClinicalTable(path=write(tmp_path), schema=schema)
+    rows = describe_table(table).set_index("column")
+    assert rows.loc["Tr_Size", ["known", "missing", "holds"]].tolist() == [3, 1, "2 / 4 / 8"]
+    assert rows.loc["Stage", "holds"] == "Stage_ 0-2: 1, Stage-IIIA: 1, Stage-IV: 2"
+
+
+# ---- HCC-TACE-Seg
+
+OUTCOME = {"OS", "TTP", "Death_1_StillAliveorLostToFU_0", "Censored_0_progressed_1", "Interval_FU"}
+
+
+def leaking(name):
+    return name in OUTCOME or name.endswith("_FU") or name[:2] in ("1_", "2_", "3_")
+
+
+def test_hcc_tace_schema_presets():
+    schema = ClinicalSchema.from_yaml(HCC_TACE_SCHEMA)
+    names = [c.name for c in schema.columns]
+    assert len(names) == 26
+    assert schema.n_features == 32
+    assert not [n for n in names if leaking(n)]
+    assert not {"agegp", "AFP_group", "CLIP_Score", "CLIP"} & set(names)
+    with pytest.warns(UserWarning, match="leak") as caught:
+        paper = ClinicalSchema.from_yaml(HCC_TACE_SCHEMA, preset="paper")
+    assert len(paper.columns) == 56
+    assert len(paper.feature_names) == paper.n_features == 65
+    assert all(name in str(caught[0].message) for name in [c.name for c in paper.columns if leaking(c.name)])
+    assert {c.name for c in paper.columns if c.known == "after"} == {c.name for c in paper.columns if leaking(c.name)}
+    assert all(c.description for c in paper.columns)
+
+
+@pytest.fixture(scope="module")
+def real():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        paper = ClinicalSchema.from_yaml(HCC_TACE_SCHEMA, preset="paper")
+    return ClinicalTable(path=WORKBOOK, schema=paper)
+
+
+@needs_workbook
+def test_real_table_is_read_completely(real):
+    assert len(real.patient_ids) == 105
+    assert not real.problems
+    assert not real.absent
+    assert not real.ignored
+    missing = describe_table(real).set_index("column")["missing"]
+    missing = missing[missing > 0].to_dict()
+    assert missing.pop("Tr_Size") == 52
+    assert missing.pop("chemotherapy") == 17
+    assert missing.pop("Interval_FU") == 8
+    assert missing.pop("Pathology") == 22  # not stated 15, no biopsy 7
+    assert set(missing.values()) == {9, 10}
+    assert len(missing) == 21
+
+
+@needs_workbook
+def test_real_derived_columns_are_functions_of_the_others(real):
+    cells = pd.DataFrame(real.codes, columns=[c.name for c in real.schema.columns])
+    assert (cells["agegp"] == np.digitize(cells["age"], [40, 50, 60, 70], right=True)).all()
+    assert (cells["AFP_group"] == (cells["AFP"] >= 400)).all()
+    assert (cells["CLIP"] == np.digitize(cells["CLIP_Score"], [3, 4])).all()
+    extent = np.where(cells["T_involvment"] == 1, 2, cells["tumor_nodul"])
+    score = cells["CPS"] + extent + (cells["AFP"] >= 400) + cells["Portal Vein Thrombosis"]
+    assert (cells["CLIP_Score"] == score).all()
+
+
+@needs_workbook
+def test_real_baseline_readings_exist_only_with_a_follow_up(real):
+    cells = pd.DataFrame(real.codes, columns=[c.name for c in real.schema.columns])
+    for name in [n for n in cells if n.endswith("CIST_BL") or n.endswith("EASL_BL")]:
+        assert (cells[name].isna() == cells[name.replace("_BL", "_FU")].isna()).all()
+
+
+@needs_workbook
+def test_real_vectors(real):
+    schema = ClinicalSchema.from_yaml(HCC_TACE_SCHEMA)
+    table = ClinicalTable(path=WORKBOOK, schema=schema)
+    table.fit(table.patient_ids)
+    vectors = np.stack([table.vector(p) for p in table.patient_ids])  # (105, 32)
+    scaled = [i for i, g in enumerate(schema.groups) if schema.columns[g].kind != "nominal"]
+    np.testing.assert_allclose(np.nanmean(vectors[:, scaled], axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(np.nanstd(vectors[:, scaled], axis=0), 1, atol=1e-5)
+    assert np.nanmax(np.abs(vectors)) < 8
+
+
+@needs_workbook
+def test_real_check():
+    assert check(str(WORKBOOK)).endswith("no problems")

@@ -1,0 +1,110 @@
+"""Every choice of network, fusion and dataset merges into a complete configuration."""
+
+import json
+import pydoc
+
+import pytest
+from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
+from support import CONFIGS, ROOT, ball_dataset
+
+NETWORKS = ["", *sorted(p.stem for p in CONFIGS.glob("network_*.yaml"))]
+FUSIONS = ["", *sorted(p.stem for p in CONFIGS.glob("fusion_*.yaml"))]
+DATASETS = ["", *sorted(p.stem for p in CONFIGS.glob("dataset_*.yaml"))]
+WORKFLOWS = {"training": ["train"], "evaluating": ["train", "evaluate"], "inference": []}
+
+
+def merged(run_id, *overlays, **overrides):
+    first, *rest = ["inference", *WORKFLOWS[run_id]]
+    names = [
+        first,
+        *[n for n in rest if n != "evaluate"],
+        *filter(None, overlays),
+        *[n for n in rest if n == "evaluate"],
+    ]
+    return ConfigWorkflow(
+        config_file=[str(CONFIGS / f"{name}.yaml") for name in names],
+        meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=False,
+        workflow_type="train" if run_id == "training" else "infer",
+        run_id=run_id,
+        **overrides,
+    )
+
+
+def targets(config):
+    if isinstance(config, dict):
+        if "_target_" in config:
+            yield config
+        config = list(config.values())
+    if isinstance(config, list):
+        for item in config:
+            yield from targets(item)
+
+
+@pytest.mark.parametrize("run_id", WORKFLOWS)
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_targets_resolve(run_id, network, fusion, dataset):
+    workflow = merged(run_id, dataset, network, fusion)
+    found = list(targets(workflow.parser.get()))
+    assert found
+    for config in found:
+        name = ConfigComponent(config=config, id="").resolve_module_name()
+        assert pydoc.locate(name) if isinstance(name, str) else callable(name), name
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = ball_dataset(tmp_path_factory.mktemp("data"), 5)
+    (folder / "clinical.csv").write_text("TCIA_ID,age\n" + "".join(f"ball_{i:02d},{50 + i}\n" for i in range(5)))
+    return folder
+
+
+@pytest.mark.parametrize("run_id", WORKFLOWS)
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_no_property_of_a_bundle_is_missing(run_id, fusion, data, tmp_path):
+    workflow = merged(
+        run_id,
+        fusion,
+        dataset_dir=str(data),
+        output_dir=str(tmp_path),
+        clinical_statistics=None,
+        clinical_columns=["age"],
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_network_is_built(network, fusion):
+    workflow = merged("inference", network, fusion)
+    workflow.initialize()
+    network = workflow.network_def
+    assert sum(p.numel() for p in network.parameters()) > 1e5
+    assert network.fusion.__class__.__name__.lower().startswith((fusion or "fusion_cross").split("_")[1])
+
+
+def test_network_overlays_are_short():
+    for path in CONFIGS.glob("network_*.yaml"):
+        assert len(path.read_text().splitlines()) <= 30, path
+
+
+def test_metadata_agrees_with_the_base_and_the_changelog():
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    base = ConfigParser.load_config_file(str(CONFIGS / "inference.yaml"))
+    channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+    assert list(channels.values()) == base["labels"]
+    assert metadata["version"] in metadata["changelog"]
+    assert f"## {metadata['version']}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f'version = "{metadata["version"]}"' in (ROOT / "pyproject.toml").read_text()
+    pinned = dict(line.split("#")[0].strip().split("==") for line in requirements())
+    for name, version in metadata["required_packages_version"].items():
+        assert pinned[name] == version, name
+    assert pinned["monai"] == metadata["monai_version"]
+    assert pinned["torch"] == metadata["pytorch_version"]
+
+
+def requirements():
+    return [line for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line.split("#")[0]]
