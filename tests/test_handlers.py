@@ -7,7 +7,16 @@ from ignite.engine import Engine, Events
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedTrainer
 from monai.transforms import Compose, RandGaussianNoised, ToTensord
-from scripts.handlers import EMA, EpochSeed, GradientClipping, TrainingLog, TrainingState, read_log, save_atomically
+from scripts.handlers import (
+    EMA,
+    EMAUpdate,
+    EpochSeed,
+    GradientClipping,
+    TrainingLog,
+    TrainingState,
+    read_log,
+    save_atomically,
+)
 
 
 class Parts:
@@ -48,7 +57,11 @@ class Parts:
             network=self.network,
             optimizer=self.optimizer,
             loss_function=torch.nn.MSELoss(),
-            train_handlers=[EpochSeed(seed=5, dataset=dataset), GradientClipping(max_norm=1.0), self.ema],
+            train_handlers=[
+                EpochSeed(seed=5, dataset=dataset),
+                GradientClipping(max_norm=1.0),
+                EMAUpdate(ema=self.ema, model=self.network),
+            ],
             decollate=False,
         )
 

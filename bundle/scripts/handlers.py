@@ -91,7 +91,7 @@ class EMA(AveragedModel):
     """Exponential moving average of a network's weights, a module with the averaged copy as ``.module``.
 
     The decay warms up, ``min(decay, (1 + n) / (10 + n))`` after n updates, so that a short run is not held back by
-    its first weights. Buffers are averaged as well. As a handler it updates after each optimiser step.
+    its first weights. Buffers are averaged as well.
 
     Args:
         model: the network in training.
@@ -107,12 +107,26 @@ class EMA(AveragedModel):
             return torch.lerp(current, averaged, weight) if averaged.is_floating_point() else current
 
         super().__init__(model, avg_fn=average, use_buffers=True)
-        # held in a tuple so that the live network does not become a submodule (and part of the state dict)
-        self._source = (model,)
+
+
+class EMAUpdate:
+    """Update averaged weights after each step of the optimiser.
+
+    Args:
+        ema: the averaged weights.
+        model: the network in training.
+    """
+
+    def __init__(self, *, ema: EMA, model: torch.nn.Module) -> None:
+        self.ema, self.model = ema, model
 
     def attach(self, engine: Engine) -> None:
         """Register on the trainer."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: self.update_parameters(self._source[0]))
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self) -> None:
+        """Update the average."""
+        self.ema.update_parameters(self.model)
 
 
 class TrainingLog:

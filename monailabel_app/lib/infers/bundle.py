@@ -78,7 +78,7 @@ class BundleInfer(InferTask):
             ValueError: several images there.
         """
         begin = time.perf_counter()
-        mask = self.segment(request["image"])[0]  # (*spatial), without the channel
+        mask = self.segment(request["image"])
         wanted = {"result_extension": ".nii.gz", "result_dtype": "uint8"} | request
         if wanted["result_extension"] in NIFTI:
             file = write_nifti(mask, suffix=wanted["result_extension"], dtype=wanted["result_dtype"])
@@ -94,7 +94,7 @@ class BundleInfer(InferTask):
             image: path of the image.
 
         Returns:
-            Label map ``(1, *spatial)``, uint8, on the grid of the image.
+            Label map ``(*spatial)``, uint8, on the grid of the image.
         """
         cases = inference_cases(image)
         if len(cases) != 1:
@@ -102,13 +102,14 @@ class BundleInfer(InferTask):
         loader = DataLoader(Dataset(cases, self._preprocessing), batch_size=1, num_workers=0)
         evaluator = SupervisedEvaluator(val_data_loader=loader, **self._evaluator)
         evaluator.run()
-        return evaluator.state.output[0]["pred"]
+        return evaluator.state.output[0]["pred"][0]  # without the channel
 
 
 def write_nifti(mask: MetaTensor, *, suffix: str, dtype: str) -> str:
     """Write a mask to a temporary file, with its affine as it is.
 
-    MONAI Label's own writers do not: one resamples masks whose axes are permuted, the other refuses tilted gantries.
+    MONAI Label's own writers change it: one resamples masks whose axes are permuted, the other straightens the slices
+    of a tilted gantry.
 
     Args:
         mask: label map ``(*spatial)``.
