@@ -18,6 +18,8 @@ from scripts.prepare.phantom import write_phantom_cohort
 
 FUSIONS = ("none", "add", "concat", "cross_attention")
 CONDITIONS = ("complete", "shuffled", "half missing", "all missing")
+# short runs: what is asked is whether the tumour is found, so it weighs most
+TUMOUR_FIRST = {"train::loss::weight": [1, 1, 3, 1, 1], "inferer::overlap": 0.25}
 OVERLAYS = "dataset_phantom,network_swin_next_tiny"
 
 
@@ -57,10 +59,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("work/fusion"), help="folder for cohort, runs and tables")
     parser.add_argument("--cases", type=int, default=100, help="patients, a fifth of them held out")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--spacing", type=float, default=6.0, help="mm")
     parser.add_argument("--fusions", nargs="+", default=FUSIONS, choices=FUSIONS)
     args = parser.parse_args()
+    remember_settings(args)
     data = args.output / "data"
     if not (data / "dataset.json").is_file():
         write_phantom_cohort(str(data), cases=args.cases, layout="msd", seed=11)
@@ -70,26 +73,50 @@ def main() -> None:
         for fusion in args.fusions:
             begin = time.perf_counter()
             run = args.output / f"{fusion}_{seed}"
-            workflows.train(
-                str(data),
-                str(run),
-                f"{OVERLAYS},fusion_{fusion}",
-                seed=seed,
-                epochs=args.epochs,
-                val_interval=args.epochs,  # the last epoch is the one that counts: nothing is chosen on the held-out
-                spacing=[args.spacing] * 3,
-                patch_size=[48, 32, 32],
-                learning_rate=0.002,
-                warmup_epochs=1,
-                num_workers=0,
-                check_data=False,
-            )
+            if not is_evaluated(run):
+                train_one(data, run, fusion, seed, args)
             scores = {name: tumour_dice(run, table, name) for name, table in tables.items()}
             rows.append({"fusion": fusion, "seed": seed} | scores)
             print(f"{fusion}, seed {seed}: {scores} in {time.perf_counter() - begin:.0f} s", flush=True)
     frame = pd.DataFrame(rows)
-    (args.output / "fusion.json").write_text(frame.to_json(orient="records", indent=1))
+    (args.output / f"{'-'.join(args.fusions)}.json").write_text(frame.to_json(orient="records", indent=1))
     print_table(frame)
+
+
+def train_one(data: Path, run: Path, fusion: str, seed: int, args: argparse.Namespace) -> None:
+    """Train one network; the last epoch is the one that counts, so nothing is chosen on the held-out patients."""
+    workflows.train(
+        str(data),
+        str(run),
+        f"{OVERLAYS},fusion_{fusion}",
+        seed=seed,
+        epochs=args.epochs,
+        val_interval=args.epochs,
+        spacing=[args.spacing] * 3,
+        patch_size=[32, 32, 32],
+        batch_size=4,
+        class_ratios=[1, 1, 4, 1, 1],
+        learning_rate=0.005,
+        warmup_epochs=1,
+        num_workers=0,
+        check_data=False,
+        **TUMOUR_FIRST,
+    )
+
+
+def remember_settings(args: argparse.Namespace) -> None:
+    """Refuse to mix runs of different settings in one folder."""
+    file = args.output / "settings.json"
+    settings = {"cases": args.cases, "epochs": args.epochs, "spacing": args.spacing}
+    if file.is_file() and json.loads(file.read_text()) != settings:
+        raise SystemExit(f"{args.output} holds runs with {file.read_text()}; choose another --output.")
+    args.output.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings))
+
+
+def is_evaluated(run: Path) -> bool:
+    """Whether a run was trained and scored under every condition."""
+    return all((run / f"evaluation_{c.replace(' ', '_')}" / "summary.json").is_file() for c in CONDITIONS)
 
 
 def print_table(frame: pd.DataFrame) -> None:

@@ -6,7 +6,9 @@ term works on sigmoids, so its number differs). They take turns, so that a busy 
 medians over rounds. Memory is how far one forward and backward pass in a fresh process raises its peak resident memory
 above what it was with the input in place (Linux only); both include the gradient of the logits.
 
-    OMP_NUM_THREADS=1 python benchmarks/loss.py --rounds 15 --output loss.json
+Run it with `make bench`, or alone:
+
+    OMP_NUM_THREADS=1 PYTHONPATH=bundle python benchmarks/loss.py --rounds 15
 """
 
 from __future__ import annotations
@@ -25,11 +27,9 @@ from pathlib import Path
 import monai
 import torch
 from monai.losses import DiceFocalLoss, DiceLoss, FocalLoss
+from scripts.losses import DiceFocalCELoss
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
-from scripts.losses import DiceFocalCELoss
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 RIVALS = ("DiceFocalCELoss (ours)", "DiceLoss + FocalLoss + CE", "DiceFocalLoss + CE")
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96, help="voxels along each axis (default %(default)s)")
     parser.add_argument("--batch", type=int, default=2, help="patches per batch (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=15, help="timed turns of each loss (default %(default)s)")
-    parser.add_argument("--output", type=Path, help="write the numbers here as JSON")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "loss.json")
     parser.add_argument("--memory-of", choices=RIVALS, help="only print the MiB of one loss (used by the benchmark)")
     args = parser.parse_args()
     if min(args.classes - 1, args.size, args.batch, args.rounds) < 1:
@@ -144,9 +144,8 @@ def main() -> None:
     setting |= {"machine": platform.machine(), "system": platform.system()}
     print(as_table(results))
     print("\n" + ", ".join(f"{key} {value}" for key, value in setting.items()))
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps({"settings": setting, "results": results}, indent=2) + "\n")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps({"settings": setting, "results": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

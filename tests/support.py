@@ -34,6 +34,8 @@ def ball_dataset(folder, n=10, size=24):
         write_nifti(folder / "labelsTr" / name, mask.astype(np.uint8), affine)
         cases.append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}", "fold": i % 5})
     (folder / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "ball"}, "training": cases}))
+    rows = "".join(f"ball_{i:02d},{50 + i},{1 + i % 2}\n" for i in range(n))
+    (folder / "clinical.csv").write_text("TCIA_ID,age,Sex\n" + rows)
     return folder
 
 
@@ -45,6 +47,7 @@ def tiny_overlay(folder):
 
 
 TINY = """
+clinical_columns: [age, Sex]
 labels: [background, ball]
 spacing: [2.0, 2.0, 2.0]
 patch_size: [24, 24, 24]

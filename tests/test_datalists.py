@@ -101,6 +101,23 @@ def test_inference_finds_files_folders_and_prepared_datasets(tmp_path):
     assert [case["case_id"] for case in inference_cases(tmp_path)] == ["c0", "c1", "c2"]
 
 
+def test_prepared_dataset_gives_ids_and_patients(tmp_path):
+    dataset(tmp_path, 2)
+    entries = json.loads((tmp_path / "dataset.json").read_text())["training"]
+    write(tmp_path, [entry | {"case_id": f"P{i}_late", "patient_id": f"P{i}"} for i, entry in enumerate(entries)])
+    cases = inference_cases(tmp_path)
+    assert [(case["case_id"], case["patient_id"]) for case in cases] == [("P0_late", "P0"), ("P1_late", "P1")]
+    assert cases[1]["image"] == str(tmp_path / "imagesTr" / "c1.nii.gz")
+    assert "label" not in cases[0]
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    for name in ("a.nii", "a.nii.gz"):
+        write_nifti(tmp_path / name, np.zeros((4, 4, 4), np.float32))
+    with pytest.raises(ValueError, match=r"/a\.nii and .*/a\.nii\.gz are both named a, and so would their masks"):
+        inference_cases(tmp_path)
+
+
 def test_inference_without_images(tmp_path):
     with pytest.raises(FileNotFoundError, match="no NIfTI file and no DICOM series"):
         inference_cases(tmp_path)

@@ -11,6 +11,7 @@ from scripts.handlers import (
     EMA,
     EMAUpdate,
     EpochSeed,
+    FinalValidation,
     GradientClipping,
     TrainingLog,
     TrainingState,
@@ -22,7 +23,7 @@ from scripts.handlers import (
 class Parts:
     """A tiny regression with everything that a run saves, and a validator that reports given scores."""
 
-    def __init__(self, folder, epochs=4, scores=(), workers=0, patience=None, resume=True, on_iteration=None):
+    def __init__(self, folder, epochs=4, scores=(), workers=0, patience=None, resume=True, on_iteration=None, seed=5):
         torch.manual_seed(1)
         self.network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout(0.3), torch.nn.Linear(4, 1))
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=0.05)
@@ -58,7 +59,7 @@ class Parts:
             optimizer=self.optimizer,
             loss_function=torch.nn.MSELoss(),
             train_handlers=[
-                EpochSeed(seed=5, dataset=dataset),
+                EpochSeed(seed=seed, dataset=dataset),
                 GradientClipping(max_norm=1.0),
                 EMAUpdate(ema=self.ema, model=self.network),
             ],
@@ -118,9 +119,10 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path, epoch, iteration, wo
     ]
 
 
-def test_other_seeds_and_epochs_differ(tmp_path):
-    a, b = Parts(tmp_path / "a", epochs=1).run(), Parts(tmp_path / "b", epochs=2).run()
-    assert not same(a, b)
+def test_another_seed_gives_another_run(tmp_path):
+    a, b, c = Parts(tmp_path / "a"), Parts(tmp_path / "b", seed=6), Parts(tmp_path / "c")
+    assert same(a.run(), c.run())
+    assert not same(a, b.run())
 
 
 def test_finished_run_is_not_trained_again(tmp_path):
@@ -154,6 +156,33 @@ def test_best_score_survives_the_resume(tmp_path):
 def test_stops_when_nothing_improves(tmp_path):
     Parts(tmp_path, epochs=9, scores=[0.5, 0.6, 0.4, 0.3, 0.7, 0.8], patience=2).run()
     assert len(read_log(tmp_path / "log.csv")) == 4
+
+
+def test_stopping_waits_for_a_validation_and_lasts(tmp_path):
+    first = Parts(tmp_path, epochs=9, scores=[0.5, None, None, 0.4, 0.9], patience=2).run()
+    assert len(read_log(tmp_path / "log.csv")) == 4
+    assert same(first, Parts(tmp_path, epochs=9, scores=[0.99], patience=2).run())
+    assert len(read_log(tmp_path / "log.csv")) == 4
+
+
+@pytest.mark.parametrize(("epochs", "runs"), [(3, [3]), (4, [])])
+def test_final_epoch_is_validated_once(epochs, runs):
+    class Validator:
+        def run(self, epoch):
+            done.append(epoch)
+
+    done = []
+    trainer = Engine(lambda engine, batch: None)
+    FinalValidation(validator=Validator(), interval=2).attach(trainer)
+    trainer.run([0], max_epochs=epochs)
+    assert done == runs
+
+
+def test_saved_files_follow_the_umask(tmp_path):
+    save_atomically({"a": 1}, tmp_path / "x.pt")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "x.pt").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plain", "x.pt"]
 
 
 def test_fresh_start_over_an_old_run_is_refused(tmp_path):

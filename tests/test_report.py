@@ -14,11 +14,13 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from nibabel import orientations
 from PIL import Image
 from scripts.report import pick_cases, report
 from scripts.report_figures import colour, curves_figure, dice_figure, tint, volume_figure
 from scripts.report_overlays import case_figure, display_window, load_case, select_slice
+from scripts.report_run import read_run
 
 CLASSES = ["liver", "<i>tumour</i> $x$"]
 DICE = {"good": 0.95, "middle": 0.8, "<b>bad</b>": 0.3, "poor": 0.5, "fine": 0.9}
@@ -222,7 +224,9 @@ def test_report_labels_distances_as_voxels_when_the_spacing_is_unknown(run: Path
 
 def test_report_warns_when_cases_were_trained_on_or_chosen_by(run: Path) -> None:
     assert "The best epoch was chosen on the same cases" in page(run)
-    (run / "datalist.json").write_text(json.dumps({"training": [{"case_id": "good"}], "test": [{"case_id": "poor"}]}))
+    (run / "datalist.json").write_text(
+        json.dumps({"training": [{"case_id": "good"}], "validation": [{"case_id": "poor"}]})
+    )
     assert "1 of the 5 evaluated cases were also trained on" in page(run)
 
 
@@ -278,6 +282,24 @@ def test_pick_cases() -> None:
     assert pick_cases(ranking[:2]) == [("Best case", "b"), ("Worst case", "a")]
     assert pick_cases(ranking[:1]) == [("Only case", "a")]
     assert pick_cases(ranking[:0]) == []
+
+
+def test_parameters_are_counted_without_index_tables(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("epoch,train_loss\n1,0.5\n")
+    assert "parameters" not in read_run(tmp_path).versions
+    net = torch.nn.Linear(3, 2, dtype=torch.float16)
+    net.register_buffer("relative_position_index", torch.zeros(100, dtype=torch.int64))
+    torch.save(net.state_dict(), tmp_path / "model.pt")
+    assert read_run(tmp_path).versions["parameters"] == 3 * 2 + 2
+
+
+def test_a_failed_write_keeps_the_old_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "report.html").write_text("old")
+    monkeypatch.setattr("scripts.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        report(str(run))
+    assert (run / "report.html").read_text() == "old"
+    assert not list(run.glob(".*"))
 
 
 def test_a_case_called_na_is_a_case(run: Path) -> None:

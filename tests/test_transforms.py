@@ -1,9 +1,11 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImaged, Orientationd, Spacingd
-from scripts.transforms import RestoreToSourced, random_flips, training_transform
+from scripts.transforms import CheckFinited, RestoreToSourced, random_flips, training_transform
 from support import write_nifti
 
 
@@ -68,6 +70,40 @@ def test_probabilities_are_a_distribution_that_agrees_with_the_mask(ball):
     assert torch.allclose(scores.float().sum(0), torch.ones(()), atol=2e-3)
     certain = (scores[0] - scores[1]).abs() > 1e-2
     assert torch.equal(scores.argmax(0)[certain], out["pred"][0].long()[certain])
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_restoring_warns_of_nothing(ball, probabilities):
+    case = preprocessed(ball[0], (2.0, 2.0, 2.0))
+    case["pred"] = logits_of(case["image"])
+    assert isinstance(case["pred"], MetaTensor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RestoreToSourced("pred", probabilities=probabilities)(case)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_voxels_that_are_no_numbers_are_refused(tmp_path, value):
+    image = np.zeros((6, 5, 4), np.float32)
+    image[1, 2, :3] = value
+    path = write_nifti(tmp_path / "broken.nii.gz", image)
+    load = LoadImaged("image", ensure_channel_first=True, image_only=True)
+    with pytest.raises(ValueError, match=r"/broken\.nii\.gz: 3 voxels of 'image' are NaN or infinite"):
+        CheckFinited("image")(load({"image": str(path)}))
+
+
+@pytest.mark.parametrize("name", ["series/portal", ["series/portal", "series/late"]])
+def test_check_names_a_series_by_its_folder(name):
+    image = MetaTensor(torch.full((1, 2, 2), torch.nan), meta={"filename_or_obj": name})
+    with pytest.raises(ValueError, match="^series/portal: 4 voxels"):
+        CheckFinited("image")({"image": image})
+
+
+def test_check_passes_numbers_on_untouched(ball):
+    case = preprocessed(ball[0], (2.0, 2.0, 2.0)) | {"label": torch.ones(1, 2, 2, dtype=torch.uint8)}
+    checked = CheckFinited(["image", "label"])(case)
+    assert checked["image"] is case["image"]
+    assert checked["label"] is case["label"]
 
 
 def test_two_dimensional_image(tmp_path):

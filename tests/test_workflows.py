@@ -25,7 +25,7 @@ def run(data, tmp_path_factory):
     """A run that is trained to the end, and evaluated."""
     folder = tmp_path_factory.mktemp("run")
     overlay = tiny_overlay(folder)
-    workflows.train(str(data), str(folder / "run"), f"fusion_none,{overlay}", epochs=12, val_interval=4)
+    workflows.train(str(data), str(folder / "run"), str(overlay), epochs=12, val_interval=5)
     workflows.evaluate(str(folder / "run"))
     return folder / "run"
 
@@ -123,9 +123,36 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"size \(20, 24, 24\); each axis must be divisible by \(8, 8, 8\)"):
             workflows.train(str(data), str(tmp_path / "run"), overlay, epochs=1, patch_size=[20, 24, 24])
 
-    def test_network_wants_clinical_data_and_there_is_none(self, data, tmp_path):
+    def test_network_wants_clinical_data_and_there_is_none(self, tmp_path):
+        data = ball_dataset(tmp_path / "data", 5)
+        (data / "clinical.csv").unlink()
         with pytest.raises(ValueError, match=r"has no clinical\.csv, but the network takes clinical variables"):
             workflows.train(str(data), str(tmp_path / "run"), str(tiny_overlay(tmp_path)), epochs=1)
+
+    @pytest.mark.parametrize(
+        ("change", "message"), [({"fold": 1}, "fold, the cases of the folds"), ({"epochs": 20}, "epochs changed")]
+    )
+    def test_going_on_with_other_settings(self, run, data, tmp_path, change, message):
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        overlay = tiny_overlay(run.parent)
+        with pytest.raises(ValueError, match=f"holds a run with other settings: .*{message}"):
+            workflows.train(str(data), str(run), str(overlay), **({"epochs": 12, "val_interval": 5} | change))
+        assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    def test_classes_of_another_dataset(self, data, tmp_path):
+        with pytest.raises(
+            ValueError, match="has the classes background, ball, but the configuration has background, liver"
+        ):
+            workflows.train(str(data), str(tmp_path / "run"), "network_swin_next_tiny", epochs=1)
+
+    def test_unknown_setting(self, run):
+        with pytest.raises(ValueError, match="no 'evaluation_di'.*evaluation_dir"):
+            workflows.evaluate(str(run), evaluation_di="x")
+
+    def test_unreadable_image(self, run, tmp_path):
+        (tmp_path / "scan.nii.gz").write_bytes(b"not a scan")
+        with pytest.raises(Exception, match=r"scan\.nii\.gz"):
+            workflows.infer(str(tmp_path / "scan.nii.gz"), str(tmp_path / "out"), run=str(run))
 
     def test_unknown_overlay(self):
         with pytest.raises(ValueError, match="no overlay 'fusion_ad'.*Known: dataset_left_atrium"):
@@ -134,6 +161,40 @@ class TestBadInput:
     def test_folder_that_is_no_run(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="is not a finished run: it has no config.yaml"):
             workflows.evaluate(str(tmp_path))
+
+
+def test_clinical_scaling_is_fitted_on_the_training_patients_alone(data, tmp_path):
+    from scripts.clinical import ClinicalSchema
+    from scripts.runs import fit_clinical
+    from support import CONFIGS
+
+    schema = ClinicalSchema.from_yaml(CONFIGS / "clinical_hcc_tace.yaml", columns=["age", "Sex"])
+    text = (data / "clinical.csv").read_text()
+    fitted = []
+    for name, row in (("own", "ball_05,55,2"), ("held out", "ball_05,99,1"), ("training", "ball_05,55,2")):
+        table = tmp_path / "table.csv"
+        changed = text.replace("ball_05,55,2", row)
+        table.write_text(changed.replace("ball_06,56,1", "ball_06,99,2") if name == "training" else changed)
+        fit_clinical(schema, str(table), True, str(tmp_path / f"{name}.json"), str(data), 0)
+        fitted.append((tmp_path / f"{name}.json").read_text())
+    own, held_out, training = fitted
+    assert own == held_out
+    assert own != training
+
+
+def test_clinical_values_reach_the_network(run, data, tmp_path):
+    """Evaluation follows the table: other values, other probabilities; no table, no failure."""
+    other = tmp_path / "other.csv"
+    other.write_text((data / "clinical.csv").read_text().replace("ball_00,50,1", "ball_00,90,2"))
+    image = str(data / "imagesTr" / "ball_00.nii.gz")
+    found = []
+    for table in (str(data / "clinical.csv"), str(other), None):
+        workflows.infer(image, str(tmp_path / "out"), run=str(run), clinical=table, save_probabilities=True)
+        found.append(nib.load(tmp_path / "out" / "ball_00_probabilities.nii.gz").get_fdata())
+    own, changed, unknown = found
+    assert not np.array_equal(own, changed)
+    assert not np.array_equal(own, unknown)
+    assert np.isfinite(unknown).all()
 
 
 def test_weights_of_the_run_load_strictly(run):

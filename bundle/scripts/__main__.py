@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import fire
 
 
 def main() -> None:
-    """Run one command; bad input ends in one line instead of a traceback."""
+    """Run one command; bad input ends in a message instead of a traceback, which NNY_TRACE=1 shows."""
     from scripts import clinical, imputation, workflows
     from scripts.prepare.hcc_tace import prepare_hcc_tace
     from scripts.prepare.phantom import write_phantom_cohort
@@ -26,7 +27,9 @@ def main() -> None:
     }
     try:
         fire.Fire(commands, name="nny")
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("NNY_TRACE"):
+            raise
         sys.exit(f"nny: {error}")
 
 

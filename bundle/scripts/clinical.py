@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import warnings
@@ -15,8 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .cells import read_cells
 from .clinical_fitted import Fitted
 from .clinical_schema import HCC_TACE_SCHEMA, ClinicalColumn, ClinicalSchema, normalise, suggestion
+from .files import replacing
 from .imputers import ForestImputer
 
 __all__ = [
@@ -118,9 +118,10 @@ class ClinicalTable:
         return self._fitted.to_dict()
 
     def save(self, path: str | Path) -> None:
-        """Write what was fitted as JSON; ValueError before `fit`."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(self._need_fit().to_dict()), encoding="utf-8")
+        """Write what was fitted as JSON, whole or not at all; ValueError before `fit`."""
+        text = json.dumps(self._need_fit().to_dict())
+        with replacing(path) as part:
+            part.write_text(text, encoding="utf-8")
 
     def vector(self, patient_id: str) -> np.ndarray:
         """Return the clinical vector of one patient.
@@ -235,46 +236,6 @@ class ClinicalTable:
             if on_error == "raise":
                 raise ValueError(text)
             warnings.warn(f"{text}\nsuch cells count as unknown; of a repeated patient the first row", stacklevel=3)
-
-
-def read_cells(path: Path, sheet: str | None) -> tuple[list[Any], list[tuple[int, list[Any]]]]:
-    """Read a table as it is, without guessing what its cells mean.
-
-    Args:
-        path: xlsx, or csv separated by comma, semicolon or tab.
-        sheet: preferred sheet of a workbook; the first if it has none of that name.
-
-    Returns:
-        The header, and for each row that is not blank its number in the file (the header is row 1) and its cells.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is neither xlsx nor csv, cannot be read, or is empty.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"clinical table {path} does not exist")
-    try:
-        if path.suffix.lower() == ".xlsx":
-            with pd.ExcelFile(path) as book:
-                name = sheet if sheet in book.sheet_names else book.sheet_names[0]
-                frame = book.parse(name, header=None, dtype=object, keep_default_na=False)
-            lines = frame.astype(object).where(frame.notna(), "").to_numpy().tolist()
-        elif path.suffix.lower() in (".csv", ".tsv", ".txt"):
-            text = path.read_text(encoding="utf-8-sig")
-            delimiter = max(",;\t", key=text.partition("\n")[0].count)
-            lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
-        else:
-            raise ValueError("expected an xlsx or csv file")
-    except Exception as error:  # zip, xml, encoding and csv errors have no common class
-        raise ValueError(f"clinical table {path} cannot be read: {error}") from error
-    rows = [(i, line) for i, line in enumerate(lines, 1) if any(str(cell).strip() for cell in line)]
-    if not rows or rows[0][0] != 1:
-        raise ValueError(f"clinical table {path} is empty or its first row is blank; expected the header there")
-    header = rows[0][1]
-    for i, line in rows:
-        if len(line) > len(header) and any(str(cell).strip() for cell in line[len(header) :]):
-            raise ValueError(f"{path.name}, row {i} has {len(line)} cells, but the header has {len(header)}")
-    return header, rows[1:]
 
 
 def describe_table(table: ClinicalTable) -> pd.DataFrame:

@@ -13,6 +13,8 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from scripts.folds import assign_folds
+
 Case = dict[str, Any]
 NIFTI = (".nii.gz", ".nii")
 
@@ -53,7 +55,9 @@ def read_datalist(dataset_dir: str | Path, *, folds: int = 5, seed: int = 0) -> 
     if repeated:
         raise ValueError(f"{file} lists these cases more than once: {', '.join(repeated)}.")
     if all(case["fold"] is None for case in cases):
-        _deal_folds(cases, folds, seed)
+        fold_of = assign_folds((case["patient_id"] for case in cases), folds=folds, seed=seed)
+        for case in cases:
+            case["fold"] = fold_of[case["patient_id"]]
     missing = [case["case_id"] for case in cases if case["fold"] is None]
     if missing:
         raise ValueError(f"{file} gives a fold to some cases but not to {', '.join(missing)}.")
@@ -69,16 +73,6 @@ def _complete(entry: Case, root: Path, file: Path) -> Case:
     case["case_id"] = entry.get("case_id") or case_name(entry["image"])
     case["patient_id"] = entry.get("patient_id") or case["case_id"]
     return case
-
-
-def _deal_folds(cases: list[Case], folds: int, seed: int) -> None:
-    if folds < 2:
-        raise ValueError(f"folds is {folds}, expected at least 2.")
-    patients = sorted({case["patient_id"] for case in cases})
-    order = np.random.default_rng(seed).permutation(len(patients))
-    fold_of = {patients[patient]: position % folds for position, patient in enumerate(order)}
-    for case in cases:
-        case["fold"] = fold_of[case["patient_id"]]
 
 
 def split(cases: Sequence[Case], fold: int) -> dict[str, list[Case]]:
@@ -147,54 +141,55 @@ def _sources(case: Case) -> dict[str, str]:
 
 
 def inference_cases(source: str | Path) -> list[Case]:
-    """Find the images to segment: a file, a DICOM series, or a folder of either.
+    """Find the images to segment: a file, a prepared dataset, a DICOM series, or a folder of files or series.
 
     Args:
-        source: a NIfTI (or other ITK) file, a folder of NIfTI files, a folder holding the slices of one DICOM
-            series, or a folder of such folders.
+        source: a NIfTI (or other ITK) file, a folder that `prepare` wrote, a folder of NIfTI files, a folder holding
+            the slices of one DICOM series, or a folder of such folders.
 
     Returns:
-        Cases with ``image``, ``case_id`` and ``patient_id`` (the DICOM PatientID, else the case's name).
+        Cases with ``image``, ``case_id`` and ``patient_id`` (of ``dataset.json``, or the DICOM PatientID, else the
+        case's name).
 
     Raises:
         FileNotFoundError: nothing there that can be read.
+        ValueError: two images of the same name, or DICOM folders that cannot be read as one volume.
     """
     source = Path(source).expanduser().resolve()
     if source.is_file():
-        return [_image_case(source)]
+        return [_file_case(source)]
     if not source.is_dir():
         raise FileNotFoundError(
             f"{source} does not exist; expected an image file or a folder of images (--dataset_dir)."
         )
     if (source / "dataset.json").is_file() and (source / "imagesTr").is_dir():
-        source = source / "imagesTr"
-    files = sorted(file for file in source.iterdir() if file.name.endswith(NIFTI))
-    if files:
-        return [_image_case(file) for file in files]
-    series = [
-        folder for folder in [source, *sorted(p for p in source.rglob("*") if p.is_dir())] if _first_dicom(folder)
-    ]
-    if not series:
+        return [{key: case[key] for key in ("image", "case_id", "patient_id")} for case in read_datalist(source)]
+    cases = [_file_case(file) for file in sorted(source.iterdir()) if file.name.endswith(NIFTI)]
+    if not cases:
+        from scripts.dicom_series import series_cases  # here, as pydicom is needed for nothing else
+
+        cases = series_cases(source)
+    if not cases:
         raise FileNotFoundError(f"{source} holds no NIfTI file and no DICOM series.")
-    return [_image_case(folder) for folder in series]
+    return _distinct(cases)
 
 
-def _first_dicom(folder: Path) -> Path | None:
-    from pydicom.misc import is_dicom
-
-    files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
-    return next((file for file in files[:3] if is_dicom(file)), None)
-
-
-def _image_case(path: Path) -> Case:
+def _file_case(path: Path) -> Case:
     name = case_name(path)
-    patient = name
-    if path.is_dir() and (first := _first_dicom(path)):
-        import pydicom
+    return {"image": str(path), "case_id": name, "patient_id": name}
 
-        patient = str(pydicom.dcmread(first, stop_before_pixels=True).get("PatientID", "")) or name
-        name = f"{patient}_{name}" if patient != name else name
-    return {"image": str(path), "case_id": name, "patient_id": patient}
+
+def _distinct(cases: list[Case]) -> list[Case]:
+    """The cases; ValueError when two have one name, because the mask of the second would replace the first one's."""
+    seen: dict[str, str] = {}
+    for case in cases:
+        other = seen.setdefault(case["case_id"], case["image"])
+        if other != case["image"]:
+            raise ValueError(
+                f"{other} and {case['image']} are both named {case['case_id']}, and so would their masks. Rename or "
+                "remove one of them."
+            )
+    return cases
 
 
 def check_cases(cases: Sequence[Case], labels: Sequence[str], *, workers: int = 2) -> None:

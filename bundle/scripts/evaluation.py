@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 from ignite.engine import Engine, Events
+from monai.data import MetaTensor
 
+from scripts.files import replacing
 from scripts.metrics import case_metrics, write_evaluation
 
 
@@ -45,6 +47,7 @@ class CaseScores:
         cases = engine.state.batch
         for case, output in zip(cases, engine.state.output, strict=True):
             reference = nib.load(case["reference"])
+            check_grid(output["pred"], reference, case)
             self.cases.append({"case_id": case["case_id"], "image": case["file"], "label": case["reference"]})
             spacing = [float(size) for size in reference.header.get_zooms()[: len(reference.shape)]]
             self.rows += case_metrics(
@@ -58,5 +61,27 @@ class CaseScores:
 
     def _write(self, engine: Engine) -> None:
         summary = write_evaluation(self.rows, self.folder, self.settings)
-        (self.folder / "datalist.json").write_text(json.dumps({"validation": self.cases}, indent=1))
+        with replacing(self.folder / "datalist.json") as part:
+            part.write_text(json.dumps({"validation": self.cases}, indent=1))
         engine.state.metrics["mean_dice"] = summary["total"]["dice"]["mean"]
+
+
+def check_grid(mask: MetaTensor, reference: nib.Nifti1Image, case: Mapping[str, str]) -> None:
+    """Check that a mask and its reference lie on one grid, because voxel is compared with voxel.
+
+    Args:
+        mask: predicted labels (1, *spatial) on the grid of the case's image.
+        reference: the true labels.
+        case: paths of the image (``file``) and of the labels (``reference``), for the message.
+
+    Raises:
+        ValueError: another shape, or an affine that differs by more than 1e-3 mm.
+    """
+    affine = np.asarray(mask.affine)
+    if tuple(mask.shape[1:]) == reference.shape and np.allclose(affine, reference.affine, atol=1e-3):
+        return
+    raise ValueError(
+        f"{case['reference']} lies on another grid than {case['file']}: shape {reference.shape} and affine "
+        f"{np.round(reference.affine, 3).tolist()}, expected {tuple(mask.shape[1:])} and "
+        f"{np.round(affine, 3).tolist()}. Resample the reference to the image, or correct its header."
+    )

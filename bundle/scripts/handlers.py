@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
 import random
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +16,8 @@ from monai.data.utils import set_rnd
 from monai.engines.utils import IterationEvents
 from torch.optim.swa_utils import AveragedModel
 
+from scripts.files import replacing
+
 
 def save_atomically(content: Any, path: str | Path) -> None:
     """Save with ``torch.save`` so that a kill leaves either the old file or the new one, never a part.
@@ -26,13 +26,13 @@ def save_atomically(content: Any, path: str | Path) -> None:
         content: anything ``torch.save`` takes.
         path: the file to write; its folder is made.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)
+    with replacing(Path(path)) as temporary:
+        torch.save(content, temporary)
+
+
+def loss_of(output: Mapping[str, Any]) -> float:
+    """The loss in a trainer's output."""
+    return float(output["loss"].detach())
 
 
 class EpochSeed:
@@ -129,6 +129,27 @@ class EMAUpdate:
         self.ema.update_parameters(self.model)
 
 
+class FinalValidation:
+    """Validate after the last epoch when MONAI's `ValidationHandler` did not, so that every run ends with weights.
+
+    Args:
+        validator: the validation evaluator.
+        interval: epochs between the validations of that handler.
+    """
+
+    def __init__(self, *, validator: Any, interval: int) -> None:
+        self.validator, self.interval = validator, interval
+
+    def attach(self, engine: Engine) -> None:
+        """Register on the trainer."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Validate if this is the last epoch and its turn has not come."""
+        if engine.state.epoch == engine.state.max_epochs and engine.state.epoch % self.interval:
+            self.validator.run(engine.state.epoch)
+
+
 class TrainingLog:
     """Write one row an epoch to a CSV file: loss, validation scores, learning rate and seconds.
 
@@ -172,7 +193,7 @@ class TrainingLog:
         self._lr = self.optimizer.param_groups[0]["lr"]
 
     def _add_loss(self, engine: Any) -> None:
-        loss = float(engine.state.output["loss"].detach())
+        loss = loss_of(engine.state.output)
         if not np.isfinite(loss):
             raise RuntimeError(
                 f"The training loss is {loss} in epoch {engine.state.epoch}. The last checkpoint is kept; "
@@ -191,13 +212,10 @@ class TrainingLog:
         row |= {name: f"{value:.5f}" for name, value in self._scores.items()}
         row["seconds"] = f"{time.perf_counter() - self._clock:.2f}"
         rows = [old for old in read_log(self.path) if int(old["epoch"]) < epoch] + [row]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".csv.part")
-        with temporary.open("w", newline="") as file:
+        with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, restval="", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(temporary, self.path)
 
 
 def read_log(path: str | Path) -> list[dict[str, str]]:
@@ -227,7 +245,7 @@ class TrainingState:
         deployed: the module whose weights are written to ``model.pt``.
         validator: the validation evaluator.
         key_metric: name of its scalar metric, higher is better.
-        patience: epochs without a better score after which training stops; None never stops early.
+        patience: epochs without a better score after which a validated epoch is the last; None never stops early.
         resume: go on from ``checkpoints/last.pt`` when it exists. A fresh start over an existing state is refused.
     """
 
@@ -245,6 +263,7 @@ class TrainingState:
         self.folder, self.objects, self.deployed = Path(folder), dict(objects), deployed
         self.validator, self.key_metric, self.patience, self.resume = validator, key_metric, patience, resume
         self.best_score, self.best_epoch = -float("inf"), 0
+        self.stopped = False
         self._score: float | None = None
 
     @property
@@ -281,26 +300,30 @@ class TrainingState:
                 ) from error
         if engine.scaler is not None and state["scaler"] is not None:
             engine.scaler.load_state_dict(state["scaler"])
-        self.best_score, self.best_epoch = state["best_score"], state["best_epoch"]
+        self.best_score, self.best_epoch, self.stopped = state["best_score"], state["best_epoch"], state["stopped"]
         engine.state.epoch = state["epoch"]
         engine.state.iteration = state["epoch"] * engine.state.epoch_length
         engine.logger.info(f"Resumed {self.path} after epoch {state['epoch']}.")
+        if self.stopped:
+            engine.terminate()
 
     def _save(self, engine: Any) -> None:
         epoch = engine.state.epoch
-        if self._score is not None:
-            if self._score > self.best_score:
-                self.best_score, self.best_epoch = self._score, epoch
-                save_atomically(self.deployed.state_dict(), self.folder / "model.pt")
-            self._score = None
+        validated = self._score is not None
+        if self._score is not None and self._score > self.best_score:
+            self.best_score, self.best_epoch = self._score, epoch
+            save_atomically(self.deployed.state_dict(), self.folder / "model.pt")
+        self._score = None
+        self.stopped = validated and self.patience is not None and epoch - self.best_epoch >= self.patience
         state = {
             "epoch": epoch,
             "best_score": self.best_score,
             "best_epoch": self.best_epoch,
+            "stopped": self.stopped,
             "objects": {name: item.state_dict() for name, item in self.objects.items()},
             "scaler": engine.scaler.state_dict() if engine.scaler is not None else None,
         }
         save_atomically(state, self.path)
-        if self.patience is not None and self.best_epoch and epoch - self.best_epoch >= self.patience:
-            engine.logger.info(f"No better score in {self.patience} epochs: stopping at epoch {epoch}.")
+        if self.stopped:
+            engine.logger.info(f"No better score in {self.patience} epochs: stopped after epoch {epoch}.")
             engine.terminate()

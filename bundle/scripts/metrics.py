@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from monai.metrics.utils import get_mask_edges, get_surface_distance
 from scipy.ndimage import find_objects
+
+from scripts.files import replacing
 
 METRICS = ("dice", "iou", "hd95", "assd", "surface_dice", "accuracy", "recall", "precision")
 VOLUMES = ("volume_ml_label", "volume_ml_pred")
@@ -138,9 +138,10 @@ def write_evaluation(rows: Sequence[Mapping[str, Any]], folder: str | Path, sett
     summary = {**summarise(rows), "settings": {**settings, "conventions": CONVENTIONS}}
     text = json.dumps(summary, indent=2, allow_nan=False)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(folder / "per_case.csv", lambda file: table.to_csv(file, index=False))
-    _write_whole(folder / "summary.json", lambda file: file.write(text + "\n"))
+    with replacing(folder / "per_case.csv") as part:
+        table.to_csv(part, index=False)
+    with replacing(folder / "summary.json") as part:
+        part.write_text(text + "\n", encoding="utf-8")
     return summary
 
 
@@ -251,16 +252,3 @@ def _statistics(values: pd.DataFrame) -> dict[str, dict[str, float | int | None]
         numbers = {f: float(getattr(np, f)(finite)) if some else None for f in ("mean", "std", "median")}
         result[str(name)] = {**numbers, "n": int(finite.size)}
     return result
-
-
-def _write_whole(path: Path, write: Callable[[TextIO], Any]) -> None:
-    """Write a text file beside its place and move it there, so that no reader ever sees half of it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            write(file)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

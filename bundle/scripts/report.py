@@ -11,6 +11,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
+from scripts.files import replacing
 from scripts.report_figures import colour, curves_figure, dice_figure, tint, volume_figure
 from scripts.report_overlays import case_figure, display_window, load_case
 from scripts.report_run import RunFiles, read_run
@@ -28,7 +29,7 @@ _METRICS = (
     ("surface_dice", "Surface Dice ↑", 3, "surface"),
 )
 _VOLUMES = (("volume_ml_label", "Label volume", 1, "volume"), ("volume_ml_pred", "Predicted volume", 1, "volume"))
-_SETTINGS_WITH_A_PLACE = {"conventions", "spacing_known", "surface_tolerance_mm", "labels"}
+_SETTINGS_WITH_A_PLACE = {"conventions", "spacing_known", "surface_tolerance_mm"}
 
 
 def report(run: str, *, output: str | None = None) -> str:
@@ -52,10 +53,11 @@ def report(run: str, *, output: str | None = None) -> str:
     target = Path(output) if output is not None else files.folder / "report.html"
     if target.is_dir():
         raise ValueError(f"output is the folder {target}, expected the name of an HTML file to write.")
-    target.parent.mkdir(parents=True, exist_ok=True)
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    target.write_text(environment.get_template(_TEMPLATE).render(page_content(files)), encoding="utf-8")
+    html = environment.get_template(_TEMPLATE).render(page_content(files))
+    with replacing(target) as part:
+        part.write_text(html, encoding="utf-8")
     return str(target)
 
 
@@ -184,8 +186,7 @@ def pick_cases(ranking: pd.Series) -> list[tuple[str, str]]:
 def _views(run: RunFiles, classes: list[str]) -> list[dict[str, Any]]:
     """Best, median and worst case: scores as text, and the figure or the reason why there is none."""
     ranking = run.ranking
-    order = ("test", "validation", "training")
-    known = {str(c.get("case_id")): c for name in reversed(order) for c in run.datalist.get(name, [])}
+    known = {str(c.get("case_id")): c for name in ("training", "validation") for c in run.datalist.get(name, [])}
     views = []
     for role, case_id in pick_cases(ranking):
         view = {"role": role, "case_id": case_id, "dice": _number(ranking[case_id], 3), "figure": None}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ class RunFiles:
         log: one row an epoch.
         per_case: one row per case and foreground class.
         summary: means over the cases, and the settings they were computed with.
-        datalist: list name ("validation", "test", "training") -> cases with absolute paths.
+        datalist: list name ("training", "validation") -> cases with absolute paths.
         config: text of the merged configuration.
         versions: what made the run.
     """
@@ -47,9 +46,6 @@ class RunFiles:
     @property
     def classes(self) -> list[str]:
         """Foreground class names in the order of their label values."""
-        labels = self.settings.get("labels")
-        if isinstance(labels, Mapping):  # {"0": "background", "1": ...}
-            return [str(labels[key]) for key in sorted(labels, key=int) if int(key) > 0]
         if self.summary.get("classes"):
             return list(self.summary["classes"])
         if self.per_case is not None:
@@ -101,10 +97,11 @@ def read_run(run: str | Path) -> RunFiles:
 
 
 def _parameters(weights: Path) -> dict[str, int]:
-    """Number of parameters (and buffers) in a file of weights."""
+    """Number of parameters in a file of weights; its tensors of whole numbers are index tables, not parameters."""
     if not weights.exists():
         return {}
-    return {"parameters": sum(t.numel() for t in torch.load(weights, map_location="cpu", weights_only=True).values())}
+    tensors = torch.load(weights, map_location="cpu", weights_only=True).values()
+    return {"parameters": sum(t.numel() for t in tensors if t.is_floating_point())}
 
 
 def _read_table(path: Path, required: tuple[str, ...], text: tuple[str, ...]) -> pd.DataFrame | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 import platform
 import shlex
@@ -21,7 +22,20 @@ from monai.utils import set_determinism
 
 from scripts import BUNDLE_ROOT, datalists
 from scripts.clinical import ClinicalSchema, ClinicalTable
+from scripts.files import replacing
+from scripts.networks import YNet, load_swin_weights, load_weights
 
+logger = logging.getLogger(__name__)
+MAY_CHANGE = {
+    "dataset_dir",
+    "clinical_table_path",
+    "output_dir",
+    "bundle_root",
+    "device",
+    "resume",
+    "check_data",
+    "cache_rate",
+}
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel", "scikit-learn", "pandas")
 
 
@@ -51,8 +65,16 @@ def clinical_csv(dataset_dir: str) -> str | None:
     return str(path) if path.is_file() else None
 
 
+def default_device() -> torch.device:
+    """The GPU when there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def start(output_dir: str, dataset_dir: str, fold: int, labels: Sequence[str], seed: int, check_data: bool) -> None:
     """Open a run: seed everything, check the data, and write down the configuration, the versions and the split.
+
+    A run that has a checkpoint is gone on with only if it was configured the same and split the same; otherwise
+    nothing is written, as held-out patients could turn into training patients unnoticed.
 
     Args:
         output_dir: the run's folder, made when it does not exist.
@@ -63,20 +85,53 @@ def start(output_dir: str, dataset_dir: str, fold: int, labels: Sequence[str], s
         check_data: read every image and label and refuse to start when one is unusable.
 
     Raises:
-        ValueError: problems in the data, each with its file.
+        ValueError: problems in the data, each with its file; or another configuration than the run's.
     """
     set_determinism(seed)
+    _check_labels(Path(dataset_dir) / "dataset.json", labels)
     cases = datalists.read_datalist(dataset_dir)
     parts = datalists.split(cases, fold)
+    config = running_config()
+    folder = Path(output_dir)
+    if (folder / "checkpoints" / "last.pt").is_file():
+        _check_same_run(folder, config, parts)
+        return
     if check_data:
         datalists.check_cases(cases, labels)
-    folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "datalist.json", json.dumps(parts, indent=1))
-    config = running_config()
     _write(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     _write(folder / "inference.yaml", yaml.safe_dump(inference_config(config), sort_keys=False))
     _write(folder / "versions.json", json.dumps(versions(seed), indent=1))
+
+
+def _check_labels(file: Path, labels: Sequence[str]) -> None:
+    """Refuse a configuration that names other classes than the dataset does."""
+    declared = json.loads(file.read_text()).get("labels") if file.is_file() else None
+    if not isinstance(declared, dict) or not all(str(key).isdigit() for key in declared):
+        return
+    names = [declared[key] for key in sorted(declared, key=int)]
+    if [name.lower() for name in names] != [name.lower() for name in labels]:
+        raise ValueError(
+            f"{file} has the classes {', '.join(names)}, but the configuration has {', '.join(labels)}. "
+            "Add the overlay of this dataset."
+        )
+
+
+def _check_same_run(folder: Path, config: dict[str, Any], parts: dict[str, Any]) -> None:
+    """Refuse to go on with a run under another configuration or split."""
+    old = yaml.safe_load((folder / "config.yaml").read_text())
+    changed = sorted(key for key in old.keys() | config.keys() if old.get(key) != config.get(key))
+    changed = [key for key in changed if key not in MAY_CHANGE]
+    ids = {name: [case["case_id"] for case in cases] for name, cases in parts.items()}
+    old_parts = json.loads((folder / "datalist.json").read_text())
+    if ids != {name: [case["case_id"] for case in cases] for name, cases in old_parts.items()}:
+        changed.append("the cases of the folds")
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run with other settings: {', '.join(changed)} changed. Go on with the command that "
+            "started it, or choose another folder (--initial_weights takes over its weights)."
+        )
 
 
 def fit_clinical(
@@ -88,7 +143,7 @@ def fit_clinical(
         schema: the clinical schema; None where no clinical data enters, and nothing is done.
         table: the cohort's xlsx or csv.
         impute: also fit the imputer.
-        statistics: JSON file to write.
+        statistics: JSON file to write; one that is there beside a checkpoint stays, as the weights go with it.
         dataset_dir: the prepared dataset.
         fold: the held-out fold, whose patients are not looked at.
 
@@ -102,10 +157,30 @@ def fit_clinical(
             f"{dataset_dir} has no clinical.csv, but the network takes clinical variables. Give a table "
             "(--clinical_table_path) or add configs/fusion_none.yaml to the configuration."
         )
+    if Path(statistics).is_file() and (Path(statistics).parent / "checkpoints" / "last.pt").is_file():
+        return
     patients = sorted({case["patient_id"] for case in datalists.part(dataset_dir, fold, "training")})
     fitted = ClinicalTable(path=table, schema=schema, impute=impute)
     fitted.fit(patients)
     fitted.save(statistics)
+
+
+def initialise(network: YNet, weights: str | None, encoder_weights: str | None) -> None:
+    """Start a network from weights instead of random numbers.
+
+    Args:
+        network: the network.
+        weights: weights of the same network; None for none.
+        encoder_weights: MONAI's self-supervised ``model_swinvit.pt`` or a SwinUNETR checkpoint; None for none.
+
+    Raises:
+        ValueError: weights that do not fit.
+    """
+    if weights:
+        load_weights(network, weights)
+    if encoder_weights:
+        ignored = load_swin_weights(network.encoder, encoder_weights)
+        logger.info("Encoder weights from %s; not used: %s", encoder_weights, ignored)
 
 
 def running_config() -> dict[str, Any]:
@@ -132,13 +207,14 @@ def inference_config(config: dict[str, Any]) -> dict[str, Any]:
         config: merged base and training configuration.
 
     Returns:
-        A configuration that `monai.bundle run` takes alone; its paths point into the run.
+        A configuration that `monai.bundle run` takes alone, given ``--checkpoint`` and, with clinical data,
+        ``--clinical_statistics``: a run folder can be moved, so it holds no path to itself.
     """
-    base = ConfigParser.load_config_files(str(BUNDLE_ROOT / "configs" / "inference.yaml"))
-    serving = {key: value for key, value in config.items() if key in base}
-    serving |= {key: base[key] for key in ("bundle_root", "dataset_dir", "keys", "modes", "run", "device")}
-    serving["clinical_table_path"] = None
-    return _plain(serving)
+    load = ConfigParser.load_config_files
+    base = load(str(BUNDLE_ROOT / "configs" / "inference.yaml"))
+    training = load(str(BUNDLE_ROOT / "configs" / "train.yaml"))
+    serving = {key: value for key, value in config.items() if key in base or key not in training}
+    return _plain(serving | {key: base[key] for key in training if key in base})
 
 
 def versions(seed: int) -> dict[str, Any]:
@@ -176,6 +252,5 @@ def _plain(value: Any) -> Any:
 
 def _write(path: Path, text: str) -> None:
     """Replace a text file in one step."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text)

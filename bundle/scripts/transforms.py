@@ -1,4 +1,4 @@
-"""Transforms that MONAI does not have: a case's clinical vector, and logits back on the grid of the source."""
+"""Transforms that MONAI does not have: checks, a case's clinical vector, and logits on the grid of the source."""
 
 from __future__ import annotations
 
@@ -42,6 +42,32 @@ class ClinicalVectord(Transform):
         return case
 
 
+class CheckFinited(MapTransform):
+    """Refuse NaN and infinite voxels: one of them makes the logits of a whole window NaN, and its mask empty.
+
+    Args:
+        keys: images or labels, any shape; they are passed on as they are.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the case; raises ValueError that names the file."""
+        case = dict(data)
+        for key in self.key_iterator(case):
+            count = int((~torch.isfinite(torch.as_tensor(case[key]))).sum())
+            if count:
+                raise ValueError(
+                    f"{_file_of(case[key])}: {count} voxels of '{key}' are NaN or infinite, expected numbers only. "
+                    "Replace them, e.g. by the value of air."
+                )
+        return case
+
+
+def _file_of(image: Any) -> str:
+    """Where an image was read from: a file, the folder of a DICOM series, or that of the first of a list."""
+    name = getattr(image, "meta", {}).get("filename_or_obj", "an image of unknown origin")
+    return str(name[0]) if isinstance(name, list | tuple) and name else str(name)
+
+
 class RestoreToSourced(MapTransform):
     """Turn logits on the network's grid into a label map on the grid of the source image.
 
@@ -81,7 +107,7 @@ class RestoreToSourced(MapTransform):
         shape = [int(n) for n in np.asarray(image.meta["spatial_shape"]).ravel()[:dimensions]]
         meta = {k: v for k, v in image.meta.items() if k not in ("affine", "spatial_shape")} | {"spatial_shape": shape}
         for key in self.key_iterator(case):
-            logits = MetaTensor(torch.as_tensor(case[key]).float(), affine=image.affine)
+            logits = MetaTensor(convert_to_tensor(case[key], dtype=torch.float32), affine=image.affine)
             labels = torch.empty((1, *shape), dtype=torch.uint8)
             scores = torch.empty((len(logits), *shape), dtype=torch.float16) if self.probabilities else None
             for start in range(0, shape[-1], self.slab):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
+import json
+import os
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from scripts import BUNDLE_ROOT
 from scripts.clinical_schema import suggestion
@@ -19,6 +21,7 @@ from scripts.report import report
 CONFIGS = BUNDLE_ROOT / "configs"
 DEMO_RUN = BUNDLE_ROOT / "models" / "demo"
 DEMO_OVERLAYS = "dataset_phantom,network_swin_next_tiny"
+DEMO_SETTINGS = {"learning_rate": 0.005, "warmup_epochs": 3, "val_interval": 20, "train::loss::weight": [1, 1, 2, 2, 1]}
 
 
 def overlay_paths(overlays: str | Sequence[str]) -> list[str]:
@@ -49,23 +52,36 @@ def overlay_paths(overlays: str | Sequence[str]) -> list[str]:
     return paths
 
 
-def _run(run_id: str, files: Sequence[str | Path], **overrides: Any) -> None:
-    """Run one id of the merged configuration files, as ``python -m monai.bundle run`` does."""
+def _run(run_id: str, files: Sequence[str | Path], overrides: Mapping[str, Any], **settings: Any) -> None:
+    """Run one id of the merged configuration files, as ``python -m monai.bundle run`` does.
+
+    Overrides are the user's: they win over `settings`, and an id that does not exist is refused.
+    """
+    paths = [str(file) for file in files]
+    known = ConfigParser.load_config_files(paths)
+    for name in overrides:
+        top = re.split("::|#", name)[0]
+        if top not in known:
+            raise ValueError(f"The configuration has no {name!r}{suggestion(top, known)}.")
     workflow = ConfigWorkflow(
-        config_file=[str(file) for file in files],
+        config_file=paths,
         meta_file=str(CONFIGS / "metadata.json"),
         logging_file=str(CONFIGS / "logging.conf"),
         run_id=run_id,
-        **overrides,
+        **(settings | dict(overrides)),
     )
     workflow.initialize()
     try:
         workflow.run()
-    except RuntimeError as error:  # MONAI's "Failed to evaluate": what went wrong is its cause
-        if isinstance(error.__cause__, (ValueError, OSError)):
-            raise error.__cause__ from None
-        raise
+    except RuntimeError as error:  # MONAI's "Failed to evaluate" and "applying transform": the cause says what happened
+        raise _root(error) from error
     workflow.finalize()
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def train(dataset: str, output: str, overlays: str | Sequence[str] = (), **overrides: Any) -> None:
@@ -79,7 +95,7 @@ def train(dataset: str, output: str, overlays: str | Sequence[str] = (), **overr
         **overrides: any id of the configuration: --epochs 100 --fold 1 --batch_size 4 --seed 3 …
     """
     files = [CONFIGS / "inference.yaml", CONFIGS / "train.yaml", *overlay_paths(overlays)]
-    _run("training", files, dataset_dir=_absolute(dataset), output_dir=_absolute(output), **overrides)
+    _run("training", files, overrides, dataset_dir=_absolute(dataset), output_dir=_absolute(output))
 
 
 def evaluate(run: str, **overrides: Any) -> None:
@@ -90,7 +106,7 @@ def evaluate(run: str, **overrides: Any) -> None:
         **overrides: any id of the configuration: --dataset_dir <another dataset> --fold -1 (all cases) …
     """
     folder = _run_folder(run, "config.yaml")
-    _run("evaluating", [folder / "config.yaml", CONFIGS / "evaluate.yaml"], output_dir=str(folder), **overrides)
+    _run("evaluating", [folder / "config.yaml", CONFIGS / "evaluate.yaml"], overrides, output_dir=str(folder))
 
 
 def infer(source: str, output: str, run: str = str(DEMO_RUN), clinical: str | None = None, **overrides: Any) -> None:
@@ -104,19 +120,21 @@ def infer(source: str, output: str, run: str = str(DEMO_RUN), clinical: str | No
         **overrides: any id of the configuration: --save_probabilities True …
     """
     folder = _run_folder(run, "inference.yaml")
+    if clinical is not None and not (folder / "clinical.json").is_file():
+        raise ValueError(f"{folder} was trained on images alone; it cannot use {clinical}.")
     _run(
         "inference",
         [folder / "inference.yaml"],
+        overrides,
         dataset_dir=_absolute(source),
         output_dir=_absolute(output),
         checkpoint=str(folder / "model.pt"),
         clinical_statistics=str(folder / "clinical.json"),
         clinical_table_path=None if clinical is None else _absolute(clinical),
-        **overrides,
     )
 
 
-def demo(output: str = "work/demo", cases: int = 30, epochs: int = 40, seed: int = 0) -> str:
+def demo(output: str = "work/demo", cases: int = 30, epochs: int = 80, seed: int = 0) -> str:
     """Go from a synthetic download to a report: phantom, prepare, train, evaluate, report.
 
     Args:
@@ -133,7 +151,7 @@ def demo(output: str = "work/demo", cases: int = 30, epochs: int = 40, seed: int
     steps = {
         "phantom": lambda: _phantom_once(download, cases, seed),
         "prepare": lambda: prepare_hcc_tace(str(download), str(data)),
-        "train": lambda: train(str(data), str(run), DEMO_OVERLAYS, epochs=epochs, seed=seed),
+        "train": lambda: train(str(data), str(run), DEMO_OVERLAYS, epochs=epochs, seed=seed, **DEMO_SETTINGS),
         "evaluate": lambda: evaluate(str(run)),
         "report": lambda: report(str(run)),
     }
@@ -146,12 +164,20 @@ def demo(output: str = "work/demo", cases: int = 30, epochs: int = 40, seed: int
 
 
 def _phantom_once(download: Path, cases: int, seed: int) -> None:
-    """Write the synthetic download, unless an earlier call finished it."""
-    if (download / "phantom_truth.json").is_file():  # written last
+    """Write the synthetic download, whole or not at all, unless an earlier call finished it."""
+    truth = download / "phantom_truth.json"
+    if truth.is_file():
+        made = json.loads(truth.read_text())
+        count = len(made["patients"])
+        if (made["seed"], count) != (seed, cases):
+            raise ValueError(
+                f"{download} holds {count} patients of seed {made['seed']}, not {cases} of seed {seed}. "
+                "Choose another --output."
+            )
         return
-    if download.exists():
-        shutil.rmtree(download)
-    write_phantom_cohort(str(download), cases=cases, seed=seed)
+    part = download.with_name(f".{download.name}.{os.getpid()}.part")
+    write_phantom_cohort(str(part), cases=cases, seed=seed)
+    os.replace(part, download)
 
 
 def _absolute(path: str) -> str:

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from scripts.prepare.dicom import CaseError, index_files, read_header, read_volume
+from scripts.dicom import CaseError, index_files, read_header, read_volume
 from scripts.prepare.dicom_seg import read_segmentation, segment_masks
 from scripts.prepare.phantom_dicom import SEGMENTS, Coding, Geometry, write_ct_series, write_seg
 

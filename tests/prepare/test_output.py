@@ -1,14 +1,11 @@
 import os
 import time
-from collections import Counter
 
 import nibabel as nib
 import numpy as np
 import pytest
 from scripts.prepare.output import (
-    assign_folds,
     remove_leftovers,
-    replacing,
     run_in_parallel,
     write_clinical_csv,
     write_nifti_pair,
@@ -21,30 +18,8 @@ def square(value):
     return value * value
 
 
-def fail_halfway(target):
-    with replacing(target) as part:
-        part.write_text("half")
-        raise RuntimeError
-
-
 def die(value):
     os._exit(9)
-
-
-@pytest.mark.parametrize(("patients", "folds"), [(23, 5), (101, 5), (10, 2), (3, 5)])
-def test_folds_are_balanced_and_seeded(patients, folds):
-    names = [f"HCC_{i:03d}" for i in range(patients)]
-    dealt = assign_folds(names + names[:3], folds=folds, seed=0)
-    sizes = Counter(dealt.values())
-    assert set(dealt) == set(names)
-    assert max(sizes.values()) - min(sizes[k] for k in range(folds)) <= 1
-    assert dealt == assign_folds(reversed(names), folds=folds, seed=0)
-    assert patients == 3 or dealt != assign_folds(names, folds=folds, seed=1)
-
-
-def test_one_fold_is_refused():
-    with pytest.raises(ValueError, match="folds is 1; expected at least 2"):
-        assign_folds(["a"], folds=1, seed=0)
 
 
 def test_nifti_bytes_depend_on_the_content_alone(tmp_path, monkeypatch):
@@ -70,20 +45,9 @@ def test_image_and_label_of_different_shape_are_refused(tmp_path):
         write_nifti_pair(tmp_path, "x", np.zeros((2, 2, 2), np.int16), np.zeros((2, 2, 3), np.uint8), AFFINE)
 
 
-def test_a_file_is_whole_or_not_there(tmp_path):
-    target = tmp_path / "x.txt"
-    with pytest.raises(RuntimeError):
-        fail_halfway(target)
-    assert list(tmp_path.iterdir()) == []
-    with replacing(target) as part:
-        part.write_text("whole")
-        assert not target.exists()
-    assert target.read_text() == "whole"
-
-
 def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     (tmp_path / "imagesTr").mkdir()
-    for path in (tmp_path / ".a.json.1.part", tmp_path / "imagesTr" / ".x.nii.gz.1.part", tmp_path / "mine.part"):
+    for path in (tmp_path / ".a.json.part", tmp_path / "imagesTr" / ".x.nii.gz.part", tmp_path / "mine.part"):
         path.touch()
     remove_leftovers(tmp_path)
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["mine.part"]

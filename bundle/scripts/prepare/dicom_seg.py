@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 
-from scripts.prepare.dicom import POSITION_TOLERANCE, CaseError, Header, Volume
+from scripts.dicom import POSITION_TOLERANCE, CaseError, Header, Volume
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.prepare.dicom import read_header
+from scripts.dicom import read_header
+from scripts.folds import assign_folds
 from scripts.prepare.hcc_tace_case import LABELS, STATUS_FOLDER, Job, finished, prepare_case, remove_case
 from scripts.prepare.output import (
     NiftiCase,
-    assign_folds,
     remove_leftovers,
     run_in_parallel,
     write_clinical_csv,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.prepare.dicom import CaseError, Header, Index, Volume, index_files, read_volume, split_volumes
+from scripts.dicom import CaseError, Header, Index, Volume, index_files, read_volume, split_volumes
 from scripts.prepare.dicom_seg import Segmentation, read_segmentation, segment_masks
 from scripts.prepare.output import nifti_paths, write_json, write_nifti_pair
 from scripts.prepare.report import thumbnail

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -22,8 +21,9 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from scripts.files import PART, replacing
+
 IMAGES, LABELS_FOLDER = "imagesTr", "labelsTr"
-_PART = ".part"
 
 
 @dataclass(frozen=True)
@@ -36,22 +36,10 @@ class NiftiCase:
     group: str = ""
 
 
-@contextmanager
-def replacing(path: Path):  # noqa: ANN201
-    """Gives a temporary path beside ``path`` that takes its place when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}{_PART}")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def remove_leftovers(output: Path) -> None:
     """Removes temporary files that an interrupted run left in ``output``."""
     for folder in (output, output / IMAGES, output / LABELS_FOLDER, output / ".prepare"):
-        for part in folder.glob(f".*{_PART}"):
+        for part in folder.glob(f".*{PART}"):
             part.unlink(missing_ok=True)
 
 
@@ -91,29 +79,12 @@ def write_nifti_pair(output: Path, case_id: str, image: np.ndarray, label: np.nd
         nifti.header.set_xyzt_units("mm")
         nifti.set_qform(affine, code=1)  # 1 = scanner coordinates
         nifti.set_sform(affine, code=1)
-        with replacing(path) as part, open(part, "wb") as raw:
-            with gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=4, mtime=0) as packed:
-                packed.write(nifti.to_bytes())
-            raw.flush()
-            os.fsync(raw.fileno())
-
-
-def assign_folds(patients: Iterable[str], *, folds: int, seed: int) -> dict[str, int]:
-    """Deals patients into folds of equal size (within one), by a seeded shuffle of the sorted ids.
-
-    Args:
-        patients: patient ids; duplicates count once.
-        folds: number of folds, at least 2.
-        seed: seed of the shuffle.
-
-    Returns:
-        dict: patient id -> fold, 0 to ``folds - 1``.
-    """
-    if int(folds) < 2:
-        raise ValueError(f"folds is {folds}; expected at least 2, so that every patient can be validated on once")
-    order = sorted(set(patients))
-    np.random.default_rng(seed).shuffle(order)
-    return {patient: i % int(folds) for i, patient in enumerate(order)}
+        with (
+            replacing(path) as part,
+            open(part, "wb") as raw,
+            gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=4, mtime=0) as packed,
+        ):
+            packed.write(nifti.to_bytes())
 
 
 def write_dataset_json(

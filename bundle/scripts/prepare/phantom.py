@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from scripts.folds import assign_folds
 from scripts.prepare.output import (
     NiftiCase,
-    assign_folds,
     run_in_parallel,
     write_clinical_csv,
     write_dataset_json,

@@ -12,7 +12,7 @@ from jinja2 import Environment
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from scripts.prepare.output import replacing
+from scripts.files import replacing
 
 COLOURS = {1: "#4daf4a", 2: "#ff4b3e", 3: "#35b8ff", 4: "#ffd23f"}
 WINDOW = (-115.0, 235.0)  # HU: level 60, width 350

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import openpyxl
+from scripts.cells import read_cells
 
 
 class Spreadsheet(NamedTuple):
@@ -24,7 +23,7 @@ def read_clinical_table(
 
     Args:
         source: the downloaded folder, searched when ``path`` is not given.
-        path: the table (.xlsx or .csv).
+        path: the table, xlsx, or csv separated by comma, semicolon or tab.
         id_column: name of the column that holds the patient id.
         sheet: sheet of a spreadsheet; its first one when there is none of that name.
 
@@ -33,39 +32,25 @@ def read_clinical_table(
 
     Raises:
         FileNotFoundError: no table.
-        ValueError: several tables, no id column, or two rows of one patient.
+        ValueError: several tables, one that cannot be read, no id column, or a row without a patient or with one seen.
     """
     file = _given(path) if path is not None else _search(source)
-    table = [row for row in _cells(file, sheet) if any(cell not in (None, "") for cell in row)]
-    if not table or id_column not in table[0]:
+    header, lines = read_cells(file, sheet)
+    if id_column not in header:
         raise ValueError(
             f"{file} has no column {id_column!r} in its first row; expected one row per patient, in the sheet "
             f"{sheet!r} of a spreadsheet"
         )
-    at = table[0].index(id_column)
+    at = header.index(id_column)
     rows: dict[str, list[Any]] = {}
-    for row in table[1:]:
-        patient = str(row[at]).strip()
+    for number, row in lines:
+        patient = str(row[at]).strip() if at < len(row) else ""
+        if not patient:
+            raise ValueError(f"{file}, row {number}: no patient id in column {id_column!r}")
         if patient in rows:
             raise ValueError(f"{file} has two rows for {patient}; delete one")
         rows[patient] = row
-    return Spreadsheet(["" if name is None else str(name) for name in table[0]], rows, file)
-
-
-def _cells(path: Path, sheet: str) -> list[list[Any]]:
-    if path.suffix.lower() == ".csv":
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            return [list(row) for row in csv.reader(file)]
-    try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read as a spreadsheet ({type(error).__name__}: {error}); expected .xlsx or .csv"
-        ) from error
-    page = book[sheet] if sheet in book.sheetnames else book.worksheets[0]
-    cells = [list(row) for row in page.iter_rows(values_only=True)]
-    book.close()
-    return cells
+    return Spreadsheet([str(name) for name in header], rows, file)
 
 
 def _given(path: str) -> Path:

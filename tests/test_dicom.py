@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 import pytest
 from monai.data import ITKReader
-from scripts.prepare.dicom import CaseError, index_files, read_volume, split_volumes
+from scripts.dicom import CaseError, index_files, read_volume, split_volumes
 from scripts.prepare.output import write_nifti_pair
 from scripts.prepare.phantom_dicom import Coding, Geometry, write_ct_series
 from support import REAL_DATA
