@@ -134,7 +134,7 @@ def infer(source: str, output: str, run: str = str(DEMO_RUN), clinical: str | No
     )
 
 
-def demo(output: str = "work/demo", cases: int = 30, epochs: int = 80, seed: int = 0) -> str:
+def demo(output: str = "work/demo", cases: int = 30, epochs: int = 60, seed: int = 0) -> str:
     """Go from a synthetic download to a report: phantom, prepare, train, evaluate, report.
 
     Args:
