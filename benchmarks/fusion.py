@@ -19,7 +19,7 @@ from scripts.prepare.phantom import write_phantom_cohort
 FUSIONS = ("none", "add", "concat", "cross_attention")
 CONDITIONS = ("complete", "shuffled", "half missing", "all missing")
 # short runs: what is asked is whether the tumour is found, so it weighs most
-TUMOUR_FIRST = {"train::loss::weight": [1, 1, 3, 1, 1], "inferer::overlap": 0.25}
+TUMOUR_FIRST = {"train::loss::weight": [1, 1, 3, 1, 1], "inferer::overlap": 0.25, "fusion_rate": 10.0}
 OVERLAYS = "dataset_phantom,network_swin_next_tiny"
 
 

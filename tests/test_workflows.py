@@ -182,6 +182,22 @@ def test_clinical_scaling_is_fitted_on_the_training_patients_alone(data, tmp_pat
     assert own != training
 
 
+def test_fusion_has_its_own_learning_rate(run):
+    from monai.bundle import ConfigParser
+    from scripts.runs import parameter_groups
+
+    parser = ConfigParser()
+    parser.read_config(str(run / "inference.yaml"))
+    parser.update({"clinical_statistics": str(run / "clinical.json")})
+    network = parser.get_parsed_content("network")
+    rest, fusion = parameter_groups(network, 0.01, 10.0)
+    assert (rest["lr"], fusion["lr"]) == (0.01, 0.1)
+    assert {id(p) for p in fusion["params"]} == {id(p) for p in network.fusion.parameters()}
+    assert len(rest["params"]) + len(fusion["params"]) == len(list(network.parameters()))
+    network.fusion = torch.nn.Identity()
+    assert len(parameter_groups(network, 0.01, 10.0)) == 1
+
+
 def test_clinical_values_reach_the_network(run, data, tmp_path):
     """Evaluation follows the table: other values, other probabilities; no table, no failure."""
     other = tmp_path / "other.csv"
