@@ -1,6 +1,7 @@
 """Training, evaluation and inference as a user starts them, on data that a tiny network learns in seconds."""
 
 import csv
+import hashlib
 import json
 import subprocess
 import sys
@@ -247,3 +248,24 @@ def test_plain_monai_command_works_from_any_folder(run, data, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     again = json.loads((tmp_path / "e" / "summary.json").read_text())
     assert again == json.loads((run / "evaluation" / "summary.json").read_text())
+
+
+def test_demo_weights_are_what_their_provenance_says():
+    folder = workflows.DEMO_RUN
+    provenance = json.loads((folder / "provenance.json").read_text())
+    for name, digest in provenance["sha256"].items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 5e6
+
+
+def test_demo_network_segments_a_phantom(tmp_path):
+    from scripts.metrics import case_metrics
+    from scripts.prepare.phantom import write_phantom_cohort
+
+    data = tmp_path / "data"
+    write_phantom_cohort(str(data), cases=1, layout="msd", seed=4321, workers=1, progress=False)
+    workflows.infer(str(data / "imagesTr"), str(tmp_path / "out"), clinical=str(data / "clinical.csv"))
+    mask, label = nib.load(tmp_path / "out" / "HCC_001_seg.nii.gz"), nib.load(data / "labelsTr" / "HCC_001.nii.gz")
+    names = {1: "liver", 2: "tumour", 3: "portal vein", 4: "aorta"}
+    rows = case_metrics(np.asarray(mask.dataobj), np.asarray(label.dataobj), label.header.get_zooms(), names)
+    assert {row["class"]: row["dice"] for row in rows}["liver"] > 0.85
