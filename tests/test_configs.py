@@ -88,7 +88,7 @@ def test_network_is_built(network, fusion):
 
 def test_network_overlays_are_short():
     for path in CONFIGS.glob("network_*.yaml"):
-        assert len(path.read_text().splitlines()) <= 25, path
+        assert len(path.read_text().splitlines()) <= 20, path
 
 
 def test_metadata_agrees_with_the_base_and_the_changelog():

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,13 @@ def prepared(download, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("prepared") / "out"
     prepare_hcc_tace(str(download), str(folder), workers=1, progress=False)
     return folder
+
+
+@pytest.fixture
+def few(download, tmp_path):
+    """A download of three patients to break things in."""
+    for name in ("HCC_001", "HCC_002", "HCC_005"):
+        shutil.copytree(download / "HCC-TACE-Seg" / name, tmp_path / "raw" / "HCC-TACE-Seg" / name)
+    for table in download.glob("*.xlsx"):
+        shutil.copy(table, tmp_path / "raw")
+    return tmp_path / "raw"
