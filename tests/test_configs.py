@@ -4,6 +4,7 @@ import json
 import pydoc
 
 import pytest
+import torch
 from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
 from scripts.clinical import ClinicalSchema
 from scripts.runs import fit_clinical
@@ -11,6 +12,7 @@ from support import CONFIGS, ROOT, ball_dataset
 
 NETWORKS = ["", *sorted(p.stem for p in CONFIGS.glob("network_*.yaml"))]
 FUSIONS = ["", *sorted(p.stem for p in CONFIGS.glob("fusion_*.yaml"))]
+DATASETS = sorted(p.stem for p in CONFIGS.glob("dataset_*.yaml"))
 WORKFLOWS = {"training": ["train"], "evaluating": ["train", "evaluate"], "inference": []}
 
 
@@ -84,6 +86,19 @@ def test_network_is_built(network, fusion):
     assert network.fusion.__class__.__name__.lower().startswith(
         (fusion or "fusion_cross").split("_")[1].replace("none", "no")
     )
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("dataset", ["", *DATASETS])
+def test_every_dataset_serves_networks_of_slices_and_of_volumes(dataset, dims):
+    patch = [64, 64, 32][: 2 if dataset.endswith("_2d") and dims == 2 else 3]
+    workflow = merged("inference", dataset, "network_swin_next_tiny", spatial_dims=dims, patch_size=patch)
+    workflow.initialize()
+    assert list(workflow.inferer.roi_size) == patch[:dims]
+    classes = len(workflow.parser["labels"])
+    with torch.no_grad():
+        logits = workflow.inferer(torch.zeros(1, 1, 40, 40, 5), workflow.network_def.eval())
+    assert logits.shape == (1, classes, 40, 40, 5)
 
 
 def test_network_overlays_are_short():

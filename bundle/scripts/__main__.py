@@ -10,7 +10,8 @@ import fire
 
 def main() -> None:
     """Run one command; bad input ends in a message instead of a traceback, which NNY_TRACE=1 shows."""
-    from scripts import clinical, imputation, workflows
+    from scripts import catalogue, clinical, imputation, workflows
+    from scripts.networks import authors, upkern_checkpoint
     from scripts.prepare.hcc_tace import prepare_hcc_tace
     from scripts.prepare.phantom import write_phantom_cohort
     from scripts.report import report
@@ -24,6 +25,9 @@ def main() -> None:
         "evaluate": workflows.evaluate,
         "infer": workflows.infer,
         "report": report,
+        "networks": catalogue.write_page,
+        "upkern": upkern_checkpoint,
+        "import-weights": authors.import_weights,
     }
     try:
         fire.Fire(commands, name="nny")

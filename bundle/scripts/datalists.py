@@ -24,11 +24,17 @@ def case_name(path: str | Path) -> str:
     return re.sub(r"\.(nii\.gz|nii|nrrd|mha|mhd|dcm)$", "", Path(path).name)
 
 
+def patient_name(case: str) -> str:
+    """Name of a patient after a case: frames of one scan, ``patient001_frame12``, are of one patient."""
+    return re.sub(r"_frame\d+$", "", case)
+
+
 def read_datalist(dataset_dir: str | Path, *, folds: int = 5, seed: int = 0) -> list[Case]:
     """Read the labelled cases of a dataset folder in the layout of the Medical Segmentation Decathlon.
 
-    ``case_id`` and ``patient_id`` default to the name of the image file; where no case has a ``fold``, patients are
-    dealt to `folds` folds in an order that depends on their ids and `seed` only.
+    ``case_id`` defaults to the name of the image file and ``patient_id`` to that name without ``_frame<number>``;
+    where no case has a ``fold``, patients are dealt to `folds` folds in an order that depends on their ids and `seed`
+    only.
 
     Args:
         dataset_dir: folder that holds ``dataset.json``.
@@ -71,7 +77,7 @@ def _complete(entry: Case, root: Path, file: Path) -> Case:
     case = {"fold": None, "group": ""} | entry
     case |= {key: str(root / entry[key]) for key in ("image", "label")}
     case["case_id"] = entry.get("case_id") or case_name(entry["image"])
-    case["patient_id"] = entry.get("patient_id") or case["case_id"]
+    case["patient_id"] = entry.get("patient_id") or patient_name(case["case_id"])
     return case
 
 
@@ -176,7 +182,7 @@ def inference_cases(source: str | Path) -> list[Case]:
 
 def _file_case(path: Path) -> Case:
     name = case_name(path)
-    return {"image": str(path), "case_id": name, "patient_id": name}
+    return {"image": str(path), "case_id": name, "patient_id": patient_name(name)}
 
 
 def _distinct(cases: list[Case]) -> list[Case]:

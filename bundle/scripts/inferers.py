@@ -1,24 +1,37 @@
-"""Sliding-window inference for a network that also takes a patient's clinical vector."""
+"""Sliding-window inference for a network that also takes a patient's clinical vector, on volumes or on slices."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from monai.inferers import SlidingWindowInferer
 
+Network = Callable[..., torch.Tensor]
+
 
 class ClinicalSlidingWindowInferer(SlidingWindowInferer):
     """MONAI's sliding window, repeating the one clinical row of a case for each of its windows.
 
+    A window of two axes slides over every slice of a volume, across its last axis: a 2D network then gets batches of
+    windows ``(n, C, H, W)``, of one slice or of several, and its logits are put together to a volume.
+
     Args:
         *args: as `monai.inferers.SlidingWindowInferer`.
         **kwargs: as `monai.inferers.SlidingWindowInferer`.
+
+    Example:
+        >>> import torch
+        >>> from scripts.inferers import ClinicalSlidingWindowInferer
+        >>> inferer = ClinicalSlidingWindowInferer(roi_size=[8, 8], sw_batch_size=4)
+        >>> inferer(torch.zeros(1, 1, 12, 10, 5), torch.nn.Conv2d(1, 3, 1)).shape
+        torch.Size([1, 3, 12, 10, 5])
     """
 
     def __call__(  # type: ignore[override]
-        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+        self, inputs: torch.Tensor, network: Network, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """Segment one image.
 
@@ -35,15 +48,34 @@ class ClinicalSlidingWindowInferer(SlidingWindowInferer):
             ValueError: a clinical tensor that is not one row for one image.
         """
         clinical = kwargs.pop("clinical", None)
-        if clinical is None:
-            return super().__call__(inputs, network, *args, **kwargs)
-        if inputs.shape[0] != 1 or clinical.ndim != 2 or clinical.shape[0] != 1:
-            raise ValueError(
-                f"{inputs.shape[0]} images came with clinical values of shape {tuple(clinical.shape)}; windows of "
-                "several patients would mix. Infer one image at a time with clinical values of shape (1, F)."
-            )
+        if clinical is not None:
+            if inputs.shape[0] != 1 or clinical.ndim != 2 or clinical.shape[0] != 1:
+                raise ValueError(
+                    f"{inputs.shape[0]} images came with clinical values of shape {tuple(clinical.shape)}; windows of "
+                    "several patients would mix. Infer one image at a time with clinical values of shape (1, F)."
+                )
+            network = _with_clinical(network, clinical)
+        window = self
+        if isinstance(self.roi_size, list | tuple) and len(self.roi_size) == 2 and inputs.ndim == 5:
+            window, network = copy.copy(self), _on_slices(network)
+            window.roi_size, window.roi_weight_map = (*self.roi_size, 1), None
+        return SlidingWindowInferer.__call__(window, inputs, network, *args, **kwargs)
 
-        def with_clinical(windows: torch.Tensor, *more: Any, **others: Any) -> torch.Tensor:
-            return network(windows, *more, clinical=clinical.expand(windows.shape[0], -1), **others)
 
-        return super().__call__(inputs, with_clinical, *args, **kwargs)
+def _with_clinical(network: Network, clinical: torch.Tensor) -> Network:
+    """The network with one clinical row, repeated for each window."""
+
+    def called(windows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return network(windows, *args, clinical=clinical.expand(windows.shape[0], -1), **kwargs)
+
+    return called
+
+
+def _on_slices(network: Network) -> Network:
+    """The 2D network on windows that are one slice thick."""
+
+    def called(windows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        logits = network(windows.squeeze(-1), *args, **kwargs)  # (n, C, H, W, 1) -> (n, classes, H, W)
+        return logits.unsqueeze(-1)  # (n, classes, H, W, 1)
+
+    return called

@@ -183,28 +183,6 @@ def initialise(network: YNet, weights: str | None, encoder_weights: str | None) 
         logger.info("Encoder weights from %s; not used: %s", encoder_weights, ignored)
 
 
-def parameter_groups(network: YNet, learning_rate: float, fusion_rate: float) -> list[dict[str, Any]]:
-    """Give the fusion a learning rate of its own.
-
-    What the image shows is learned from every voxel, what the clinical row says from a few voxels of some patients:
-    with one rate for both, the fusion is still at rest when a short schedule ends.
-
-    Args:
-        network: the network.
-        learning_rate: peak learning rate of everything else.
-        fusion_rate: that of the fusion, as a multiple of it.
-
-    Returns:
-        Parameter groups for a torch optimiser, the fusion's last (and left out where it has no parameters).
-    """
-    fusion = set(network.fusion.parameters())
-    groups = [
-        {"params": [p for p in network.parameters() if p not in fusion], "lr": learning_rate},
-        {"params": list(network.fusion.parameters()), "lr": learning_rate * fusion_rate},
-    ]
-    return [group for group in groups if group["params"]]
-
-
 def running_config() -> dict[str, Any]:
     """The merged configuration of the MONAI workflow that is calling, as text.
 

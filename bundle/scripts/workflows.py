@@ -37,9 +37,8 @@ def overlay_paths(overlays: str | Sequence[str]) -> list[str]:
         ValueError: an unknown name; the message lists the known ones.
     """
     names = overlays.split(",") if isinstance(overlays, str) else list(overlays)
-    known = sorted(
-        path.stem for path in CONFIGS.glob("*.yaml") if path.stem.startswith(("network_", "fusion_", "dataset_"))
-    )
+    kinds = ("network_", "fusion_", "dataset_", "start_")
+    known = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem.startswith(kinds))
     paths = []
     for name in filter(None, (str(name).strip() for name in names)):
         path = CONFIGS / f"{name}.yaml" if name in known else Path(name)

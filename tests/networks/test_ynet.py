@@ -294,7 +294,7 @@ def test_clinical_variables_decide_the_mask(fusion):
     clinical[:, 0] = torch.tensor([-1.0, 1.0])
     optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3)
     losses = []
-    for _ in range(60):
+    for _ in range(100):
         loss = F.cross_entropy(net(x.expand(2, -1, -1, -1), clinical), label)
         optimizer.zero_grad()
         loss.backward()

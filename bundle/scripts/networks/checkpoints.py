@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 CONTAINERS = ("network", "state_dict", "model", "model_state_dict", "net", "weights")  # where savers put the weights
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+# numpy numbers, such as the losses that nnU-Net keeps beside its weights
+NUMBERS = [np.core.multiarray.scalar, np.dtype, *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8"))]
 SHOWN = 8  # keys listed in a message
 STAGE = re.compile(r"layers(\d)c?\.")
 
@@ -39,7 +42,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMBERS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
             f"{path} cannot be read as weights: {str(error).splitlines()[0] if str(error) else type(error).__name__} "
@@ -76,7 +80,7 @@ def load_weights(network: nn.Module, path: str | Path, strict: bool = True) -> s
     """
     state = read_state_dict(path)
     target = network.state_dict()
-    problems = _mismatches(target, state)
+    problems = mismatches(target, state)
     fitting = {key: state[key] for key in target if key in state and state[key].shape == target[key].shape}
     if problems and (strict or not fitting):
         raise ValueError(f"{path} is a checkpoint of another network than this one. Nothing was loaded.\n{problems}")
@@ -128,7 +132,7 @@ def load_swin_weights(encoder: SwinEncoder, path: str | Path) -> dict[str, str]:
     for name in target.keys() - state.keys():
         if name.endswith("relative_position_index"):  # a constant of the window size, which some files leave out
             state[name] = target[name]
-    problems = _mismatches(target, state)
+    problems = mismatches(target, state)
     if problems:
         raise ValueError(f"{path} holds a Swin Transformer that does not fit. Nothing was loaded.\n{problems}")
     swin.load_state_dict(state)
@@ -146,7 +150,7 @@ def _monai_name(name: str) -> str:
     return re.sub(r"\.mlp\.fc([12])\.", r".mlp.linear\1.", name)
 
 
-def _mismatches(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+def mismatches(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     """Describe what keeps `state` from being loaded into `target`; empty if nothing does."""
     shapes = [
         f"{key}: file {list(state[key].shape)}, network {list(target[key].shape)}"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 LIMIT = 10.0  # standardised values beyond this are outliers or typing errors: clipped
-START = 0.1  # every fusion starts close to the identity, yet with a gradient in every parameter
+START = 0.1  # what a fusion computes from the map starts small: the map itself gets through
 
 
 class ClinicalEncoder(nn.Module):
@@ -126,7 +126,7 @@ class AddFusion(nn.Module):
         groups: variable of each feature.
 
     References:
-        Liu et al., arXiv:2501.01406, table of fusion methods ("Add"). The learned scale, which starts at 0.1, is ours.
+        Liu et al., arXiv:2501.01406, table of fusion methods ("Add").
     """
 
     def __init__(
@@ -150,11 +150,10 @@ class AddFusion(nn.Module):
             drop_vector=drop_vector,
             groups=groups,
         )
-        self.scale = nn.Parameter(torch.full((channels,), START))
 
     def forward(self, x: Tensor, clinical: Tensor | None = None) -> Tensor:
         """Fuse the bottleneck `(B, C, *spatial)` with clinical variables `(B, F)`; same shape as `x`."""
-        embedding = self.scale * self.clinical(clinical, x)  # (B, C)
+        embedding = self.clinical(clinical, x)  # (B, C)
         return x + embedding.reshape(embedding.shape + (1,) * (x.ndim - 2))  # (B, C, 1, ...)
 
 
@@ -200,8 +199,7 @@ class ConcatFusion(nn.Module):
         )
         self.conv = Conv[Conv.CONV, spatial_dims](channels + width, channels, kernel_size=1)
         with torch.no_grad():
-            self.conv.weight.mul_(START)
-            self.conv.weight[:, :channels].flatten(1).diagonal().add_(1.0)
+            self.conv.weight[:, :channels].mul_(START).flatten(1).diagonal().add_(1.0)
             self.conv.bias.zero_()
 
     def forward(self, x: Tensor, clinical: Tensor | None = None) -> Tensor:
@@ -214,14 +212,15 @@ class ConcatFusion(nn.Module):
 class CrossAttentionFusion(nn.Module):
     """Clinical variables ask (query), the coarsest feature map answers (key and value).
 
-    At location i the query is the embedded clinical vector plus an encoding of the location; keys are the normalised
-    feature map plus the same encoding; the result is `x_i + scale * project(query_i + attention_i)`.
+    At location i the query is the embedded clinical vector e plus an encoding of the location; keys are the normalised
+    feature map plus the same encoding; the result is `x_i + e + scale * project(attention_i)`.
 
     Where this departs from the paper, which publishes no code: there the query is a fixed number of tokens made by
     fully connected layers, and the attention's result replaces the bottleneck. Here one embedding meets a positional
     encoding of normalised coordinates, so that any patch size works; the feature map stays as a residual, so that the
-    image is never lost; the query stays as a residual, so that clinical variables also reach the decoder directly;
-    keys are normalised and know their position; a learned scale starts at 0.1.
+    image is never lost; so does the embedding, unscaled and without the encoding of the location, so that clinical
+    variables reach the decoder directly from the first step; keys are normalised and know their position; a learned
+    scale of the attention starts at 0.1.
 
     Args:
         channels: channels C of the bottleneck.
@@ -286,13 +285,13 @@ class CrossAttentionFusion(nn.Module):
         """Fuse the bottleneck `(B, C, *spatial)` with clinical variables `(B, F)`; same shape as `x`."""
         position = self._position(x)  # (N, C)
         tokens = self.norm_map(x.flatten(2).transpose(1, 2))  # (B, N, C)
-        asked = self.clinical(clinical, x).unsqueeze(1) + position  # (B, N, C)
-        query = self._heads(self.query(self.norm_query(asked)))
+        embedding = self.clinical(clinical, x).unsqueeze(1)  # (B, 1, C)
+        query = self._heads(self.query(self.norm_query(embedding + position)))
         key = self._heads(self.key(tokens + position))
         value = self._heads(self.value(tokens))
         answer = F.scaled_dot_product_attention(query, key, value)  # (B, heads, N, C / heads)
         answer = answer.transpose(1, 2).flatten(2)  # (B, N, C)
-        update = self.scale * self.project(asked + answer)
+        update = embedding + self.scale * self.project(answer)
         return x + update.transpose(1, 2).reshape(x.shape)  # (B, C, *spatial)
 
     def _heads(self, tokens: Tensor) -> Tensor:

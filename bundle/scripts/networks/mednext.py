@@ -1,4 +1,4 @@
-"""MedNeXt decoder: residual inverted bottlenecks that go up to a mask."""
+"""MedNeXt: an encoder and a decoder of residual inverted bottlenecks."""
 
 from __future__ import annotations
 
@@ -6,61 +6,149 @@ import math
 from collections.abc import Sequence
 
 import torch
-from monai.networks.blocks.mednext_block import MedNeXtBlock, MedNeXtUpBlock
 from monai.networks.layers import Conv
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from .mednext_blocks import DownBlock, UpBlock, check_arguments, run, stage
 
 
-class UpBlock(MedNeXtUpBlock):
-    """MedNeXt's residual inverted bottleneck that upsamples, for any stride per axis.
+class MedNeXtEncoder(nn.Module):
+    """MedNeXt's encoder: a 1x1 stem, then blocks and a down block for each level; the bottleneck is the decoder's.
 
-    With stride 2 on every axis it is MONAI's `MedNeXtUpBlock`, key by key and value by value. Along an axis of stride
-    s, a transposed convolution of odd kernel gives s * n - (s - 1) positions; zeros fill up to s * n.
+    All lists name one entry per level, finest first. The coarsest feature comes straight from its down block, so that
+    the fusion stands before the whole bottleneck, which is `MedNeXtDecoder`'s last stage.
 
     Args:
         spatial_dims: 2 or 3.
-        in_channels: channels of the coarser map.
-        out_channels: channels of the finer map.
-        stride: upsampling factor per axis.
-        kernel_size: odd side of the depthwise kernel; an axis whose stride is larger gets a kernel without gaps.
-        expansion_ratio: width of the hidden layer as a multiple of `in_channels`.
+        in_channels: channels of the image.
+        channels: channels of each feature; the paper's are 32 * 2**i at five levels.
+        strides: stride of each feature, as one number or one per axis, 1 at first; None: 1, 2, 4, ...
+        kernel_size: odd side of the depthwise kernels.
+        expansion_ratio: width of the hidden layer of the blocks of a level, and of the down block that leads to it, as
+            a multiple of their input width; one number or one per level.
+        blocks: number of blocks of each level but the coarsest; one number or one for each of these.
+        residual: add the input of each block to its output.
+        resampling_residual: add a strided 1x1 convolution of the input of each down block to its output.
+        norm: "group" normalises each channel over its positions, "layer" each position over its channels.
+        global_response_norm: channels of the hidden layers compete; not in the first down block, as in the authors'
+            code.
+        use_checkpoint: compute the blocks again in the backward pass: less memory, more time.
+
+    Attributes:
+        channels: channels of each feature, finest first.
+        strides: stride of each feature per axis, finest first.
+        divisor: what each axis of the image must be divisible by.
+
+    Raises:
+        ValueError: if an argument is out of range.
 
     References:
         Roy et al., "MedNeXt: Transformer-driven Scaling of ConvNets for Medical Image Segmentation",
-        arXiv:2303.09975, section 2.2.
+        arXiv:2303.09975, sections 2.1, 2.2 and 2.4.
+
+    Example:
+        >>> import torch
+        >>> from scripts.networks import MedNeXtEncoder
+        >>> encoder = MedNeXtEncoder(spatial_dims=2, in_channels=1, channels=[8, 16, 32])
+        >>> [tuple(f.shape) for f in encoder(torch.zeros(1, 1, 16, 16))]
+        [(1, 8, 16, 16), (1, 16, 8, 8), (1, 32, 4, 4)]
     """
 
     def __init__(
         self,
         *,
-        spatial_dims: int,
+        spatial_dims: int = 3,
         in_channels: int,
-        out_channels: int,
-        stride: Sequence[int],
-        kernel_size: int,
-        expansion_ratio: int,
+        channels: Sequence[int] = (32, 64, 128, 256, 512),
+        strides: Sequence[int | Sequence[int]] | None = None,
+        kernel_size: int = 3,
+        expansion_ratio: int | Sequence[int] = 2,
+        blocks: int | Sequence[int] = 2,
+        residual: bool = True,
+        resampling_residual: bool = True,
+        norm: str = "group",
+        global_response_norm: bool = False,
+        use_checkpoint: bool = False,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            expansion_ratio,
-            kernel_size,
-            use_residual_connection=True,
-            dim=f"{spatial_dims}d",
+        super().__init__()
+        check_arguments(spatial_dims, kernel_size, channels, norm)
+        if in_channels < 1:
+            raise ValueError(f"in_channels is {in_channels}; expected at least 1.")
+        levels = len(channels)
+        expansion_ratio = _per_level("expansion_ratio", expansion_ratio, levels, minimum=1)
+        blocks = _per_level("blocks", blocks, levels - 1, minimum=0)
+        self.channels = tuple(channels)
+        self.strides = _strides(strides, levels, spatial_dims)
+        if set(self.strides[0]) != {1}:
+            raise ValueError(f"strides is {strides}; expected 1 at first: the finest feature is at full resolution.")
+        self.divisor = self.strides[-1]
+        self.in_channels = in_channels
+        self.norm = norm
+        self.use_checkpoint = use_checkpoint
+        options = {"spatial_dims": spatial_dims, "kernel_size": kernel_size, "norm": norm}
+        self.stem = Conv[Conv.CONV, spatial_dims](in_channels, channels[0], kernel_size=1)
+        self.stages = nn.ModuleList(
+            stage(
+                blocks[level],
+                **options,
+                channels=channels[level],
+                expansion_ratio=expansion_ratio[level],
+                residual=residual,
+                global_response_norm=global_response_norm,
+            )
+            for level in range(levels - 1)
         )
-        stride = tuple(stride)
-        kernel = tuple(max(kernel_size, s // 2 * 2 + 1) for s in stride)
-        transposed = Conv[Conv.CONVTRANS, spatial_dims]
-        self.conv1 = transposed(
-            in_channels, in_channels, kernel, stride, padding=tuple(k // 2 for k in kernel), groups=in_channels
+        self.downs = nn.ModuleList(
+            DownBlock(
+                **options,
+                in_channels=channels[level],
+                out_channels=channels[level + 1],
+                stride=_steps(self.strides, level),
+                expansion_ratio=expansion_ratio[level + 1],  # MONAI 1.6.1 takes that of the finer level
+                residual=resampling_residual,
+                global_response_norm=global_response_norm and level > 0,
+            )
+            for level in range(levels - 1)
         )
-        self.res_conv = transposed(in_channels, out_channels, 1, stride)
-        self.missing = [n for s in reversed(stride) for n in (s // 2, s - 1 - s // 2)]  # before, after; last axis first
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Upsample `(B, in_channels, *spatial)` to `(B, out_channels, *spatial * stride)`."""
-        return F.pad(MedNeXtBlock.forward(self, x) + self.res_conv(x), self.missing)
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Encode an image.
+
+        Args:
+            x: image `(B, in_channels, *spatial)`, every axis divisible by `divisor`.
+
+        Returns:
+            Features `(B, channels[i], *spatial / strides[i])`, finest first.
+
+        Raises:
+            ValueError: if the image does not fit.
+        """
+        if not torch.jit.is_tracing():
+            self._check_image(x)
+        x = self.stem(x)
+        features = []
+        for blocks, down in zip(self.stages, self.downs, strict=True):
+            features.append(run(blocks, x, recompute=self.use_checkpoint))
+            x = run([down], features[-1], recompute=self.use_checkpoint)
+        return [*features, x]
+
+    def _check_image(self, x: Tensor) -> None:
+        if x.ndim != 2 + len(self.divisor) or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"image has shape {tuple(x.shape)}; expected (B, {self.in_channels}, *spatial) with "
+                f"{len(self.divisor)} spatial axes."
+            )
+        spatial = tuple(x.shape[2:])
+        if any(size == 0 or size % divisor for size, divisor in zip(spatial, self.divisor, strict=True)):
+            raise ValueError(
+                f"image has spatial size {spatial}; each axis must be divisible by {self.divisor}. Pad the image or "
+                "choose another patch size."
+            )
+        if self.norm == "group" and spatial == self.divisor:
+            raise ValueError(
+                f"image has spatial size {spatial}, of which the coarsest feature map is a single position, which "
+                "instance normalisation would erase. At least one axis must be twice as long."
+            )
 
 
 class MedNeXtDecoder(nn.Module):
@@ -79,6 +167,11 @@ class MedNeXtDecoder(nn.Module):
         blocks: number of blocks of each level; one number or one per level. 0 leaves the sum of the up block and the
             skip as it is, which is what makes the full resolution cheap; the last entry is the bottleneck.
         deep_supervision: True has a head at every scale, False at the finest one only.
+        residual: add the input of each block to its output.
+        resampling_residual: add a transposed 1x1 convolution of the input of each up block to its output.
+        norm: "group" normalises each channel over its positions, "layer" each position over its channels.
+        global_response_norm: channels of the hidden layers compete.
+        use_checkpoint: compute the blocks again in the backward pass: less memory, more time.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -106,14 +199,14 @@ class MedNeXtDecoder(nn.Module):
         expansion_ratio: int | Sequence[int] = 2,
         blocks: int | Sequence[int] = 2,
         deep_supervision: bool = False,
+        residual: bool = True,
+        resampling_residual: bool = True,
+        norm: str = "group",
+        global_response_norm: bool = False,
+        use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        if spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims is {spatial_dims}; expected 2 or 3.")
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size is {kernel_size}; expected an odd number.")
-        if len(channels) < 2 or min(channels) < 1:
-            raise ValueError(f"channels is {list(channels)}; expected at least two levels of at least one channel.")
+        check_arguments(spatial_dims, kernel_size, channels, norm)
         if out_channels < 1:
             raise ValueError(f"out_channels is {out_channels}; expected at least 1.")
         levels = len(channels)
@@ -122,25 +215,28 @@ class MedNeXtDecoder(nn.Module):
         self.channels = tuple(channels)
         self.strides = _strides(strides, levels, spatial_dims)
         self.deep_supervision = deep_supervision
-
-        def stage(level: int) -> nn.Sequential:
-            width = channels[level]
-            return nn.Sequential(
-                *(
-                    MedNeXtBlock(width, width, expansion_ratio[level], kernel_size, dim=f"{spatial_dims}d")
-                    for _ in range(blocks[level])
-                )
+        self.norm = norm
+        self.use_checkpoint = use_checkpoint
+        options = {"spatial_dims": spatial_dims, "kernel_size": kernel_size, "norm": norm}
+        options["global_response_norm"] = global_response_norm
+        self.stages = nn.ModuleList(
+            stage(
+                blocks[level],
+                **options,
+                channels=channels[level],
+                expansion_ratio=expansion_ratio[level],
+                residual=residual,
             )
-
-        self.stages = nn.ModuleList(stage(level) for level in range(levels))
+            for level in range(levels)
+        )
         self.ups = nn.ModuleList(
             UpBlock(
-                spatial_dims=spatial_dims,
+                **options,
                 in_channels=channels[level + 1],
                 out_channels=channels[level],
-                stride=[a // b for a, b in zip(self.strides[level + 1], self.strides[level], strict=True)],
-                kernel_size=kernel_size,
+                stride=_steps(self.strides, level),
                 expansion_ratio=expansion_ratio[level],
+                residual=resampling_residual,
             )
             for level in range(levels - 1)
         )
@@ -163,10 +259,11 @@ class MedNeXtDecoder(nn.Module):
         """
         if not torch.jit.is_tracing():
             self._check_features(features)
-        x = self.stages[-1](features[-1])
+        x = run(self.stages[-1], features[-1], recompute=self.use_checkpoint)
         maps = [x]
         for level in reversed(range(len(self.ups))):
-            x = self.stages[level](self.ups[level](x) + features[level])
+            x = run([self.ups[level]], x, recompute=self.use_checkpoint) + features[level]
+            x = run(self.stages[level], x, recompute=self.use_checkpoint)
             maps.insert(0, x)
         return [head(x) for head, x in zip(self.heads, maps, strict=False)]  # without deep supervision: the finest
 
@@ -174,12 +271,17 @@ class MedNeXtDecoder(nn.Module):
         if len(features) != len(self.channels):
             raise ValueError(f"got {len(features)} features; expected {len(self.channels)}, one per entry of channels.")
         coarsest = tuple(features[-1].shape[2:])
-        if math.prod(coarsest) < 2:
+        if self.norm == "group" and math.prod(coarsest) < 2:
             raise ValueError(
                 f"the coarsest feature map has spatial size {coarsest}: a single position, which instance "
                 f"normalisation would erase. Each axis of the image must be divisible by {self.strides[-1]} and at "
                 "least one axis at least twice that."
             )
+
+
+def _steps(strides: Sequence[Sequence[int]], level: int) -> list[int]:
+    """Factor per axis between a level and the next coarser one."""
+    return [coarse // fine for fine, coarse in zip(strides[level], strides[level + 1], strict=True)]
 
 
 def _per_level(name: str, value: int | Sequence[int], levels: int, *, minimum: int) -> list[int]:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 from monai.networks.layers import Conv
-from monai.networks.nets.swin_unetr import SwinTransformer
+from monai.networks.nets.swin_unetr import MERGING_MODE, SwinTransformer
 from torch import Tensor, nn
 
 
 class SwinEncoder(nn.Module):
-    """MONAI's Swin Transformer as an encoder, with a 1x1 convolution of the image as its finest feature.
+    """MONAI's Swin Transformer as an encoder, with the image or a 1x1 convolution of it as the finest feature.
 
     With four stages the features after the stem are those of `SwinTransformer.forward(x, normalize=True)`, and the
     keys below `swinViT.` are those of `SwinUNETR`, so its checkpoints and MONAI's self-supervised weights load
@@ -26,11 +26,18 @@ class SwinEncoder(nn.Module):
         window_size: side of the attention window in tokens, one number or one per axis.
         patch_size: side of a token in voxels, one number or one per axis (`[2, 2, 1]` for thick slices).
         stem_channels: width of the finest feature; None takes `feature_size`. It is the width of the decoder at full
-            resolution, which dominates its cost.
+            resolution, which dominates its cost. 0 leaves the stem out: the finest feature is the image itself.
         mlp_ratio: width of the hidden layer of each block as a multiple of the block's width.
         drop_path_rate: stochastic depth of the last block, in [0, 1); it grows linearly from 0.
         use_checkpoint: recompute the blocks in the backward pass: less memory, more time.
         use_v2: a residual convolution block before each stage (SwinUNETR-V2).
+        qkv_bias: a bias in the projection to query, key and value.
+        patch_norm: layer normalisation of the patch embedding.
+        normalize: normalise each feature (not the image or stem) over its channels.
+        downsample: order in which the eight corners of a cube are concatenated when they merge: "merging", as in the
+            published weights, or "mergingv2"; the same in 2D.
+        drop_rate: dropout of the embedding, the projections and the hidden layers, in [0, 1).
+        attn_drop_rate: dropout of the attention weights, in [0, 1).
 
     Attributes:
         channels: channels of each feature, finest first.
@@ -67,6 +74,12 @@ class SwinEncoder(nn.Module):
         drop_path_rate: float = 0.0,
         use_checkpoint: bool = False,
         use_v2: bool = False,
+        qkv_bias: bool = True,
+        patch_norm: bool = False,
+        normalize: bool = True,
+        downsample: str = "merging",
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
@@ -81,21 +94,32 @@ class SwinEncoder(nn.Module):
                     f"num_heads[{stage}] is {heads}; it must divide the width {feature_size * 2**stage} of that stage "
                     f"(feature_size {feature_size} * {2**stage})."
                 )
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate is {drop_path_rate}; expected a probability in [0, 1).")
+        rates = {"drop_path_rate": drop_path_rate, "drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate}
+        for name, rate in rates.items():
+            if not 0 <= rate < 1:
+                raise ValueError(f"{name} is {rate}; expected a probability in [0, 1).")
+        if downsample not in MERGING_MODE:
+            raise ValueError(f"downsample is {downsample!r}; expected one of {list(MERGING_MODE)}.")
         stem_channels = feature_size if stem_channels is None else stem_channels
-        for name, n in (("in_channels", in_channels), ("feature_size", feature_size), ("stem_channels", stem_channels)):
-            if n < 1:
-                raise ValueError(f"{name} is {n}; expected at least 1.")
+        for name, n, least in (
+            ("in_channels", in_channels, 1),
+            ("feature_size", feature_size, 1),
+            ("stem_channels", stem_channels, 0),
+        ):
+            if n < least:
+                raise ValueError(f"{name} is {n}; expected at least {least}.")
         window = _per_axis("window_size", window_size, spatial_dims)
         patch = _per_axis("patch_size", patch_size, spatial_dims)
 
         stages = len(depths)
-        self.channels = (stem_channels, *(feature_size * 2**i for i in range(stages + 1)))
+        self.channels = (stem_channels or in_channels, *(feature_size * 2**i for i in range(stages + 1)))
         self.strides = ((1,) * spatial_dims, *(tuple(p * 2**i for p in patch) for i in range(stages + 1)))
         self.divisor = self.strides[-1]
         self.in_channels = in_channels
-        self.stem = Conv[Conv.CONV, spatial_dims](in_channels, stem_channels, kernel_size=1)
+        self.normalize = normalize
+        self.stem = (
+            Conv[Conv.CONV, spatial_dims](in_channels, stem_channels, kernel_size=1) if stem_channels else nn.Identity()
+        )
         self.swinViT = SwinTransformer(
             in_chans=in_channels,
             embed_dim=feature_size,
@@ -104,7 +128,12 @@ class SwinEncoder(nn.Module):
             depths=tuple(depths),
             num_heads=tuple(num_heads),
             mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
             drop_path_rate=drop_path_rate,
+            patch_norm=patch_norm,
+            downsample=downsample,
             use_checkpoint=use_checkpoint,
             spatial_dims=spatial_dims,
             use_v2=use_v2,
@@ -117,36 +146,46 @@ class SwinEncoder(nn.Module):
             x: image `(B, in_channels, *spatial)`, every axis divisible by `divisor`.
 
         Returns:
-            Features `(B, channels[i], *spatial / strides[i])`, finest first; all but the first are normalised over
-            their channels.
+            Features `(B, channels[i], *spatial / strides[i])`, finest first; with `normalize` all but the first are
+            normalised over their channels.
 
         Raises:
             ValueError: if the image does not fit.
         """
         if not torch.jit.is_tracing():
-            self._check_image(x)
+            check_image(x, self.in_channels, self.divisor)
         swin = self.swinViT
         hidden = swin.pos_drop(swin.patch_embed(x))
-        features = [self.stem(x), swin.proj_out(hidden, normalize=True)]
+        features = [self.stem(x), swin.proj_out(hidden, self.normalize)]
         for stage in range(1, swin.num_layers + 1):
             if swin.use_v2:
                 hidden = getattr(swin, f"layers{stage}c")[0](hidden.contiguous())
             hidden = getattr(swin, f"layers{stage}")[0](hidden.contiguous())
-            features.append(swin.proj_out(hidden, normalize=True))
+            features.append(swin.proj_out(hidden, self.normalize))
         return features
 
-    def _check_image(self, x: Tensor) -> None:
-        if x.ndim != 2 + len(self.divisor) or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"image has shape {tuple(x.shape)}; expected (B, {self.in_channels}, *spatial) with "
-                f"{len(self.divisor)} spatial axes."
-            )
-        spatial = tuple(x.shape[2:])
-        if any(size == 0 or size % divisor for size, divisor in zip(spatial, self.divisor, strict=True)):
-            raise ValueError(
-                f"image has spatial size {spatial}; each axis must be divisible by {self.divisor}. Pad the image or "
-                "choose another patch size."
-            )
+
+def check_image(x: Tensor, in_channels: int, divisor: Sequence[int]) -> None:
+    """Refuse an image that an encoder cannot take.
+
+    Args:
+        x: the image; expected `(B, in_channels, *spatial)`.
+        in_channels: channels of the image.
+        divisor: what each spatial axis must be divisible by.
+
+    Raises:
+        ValueError: naming what came and what was expected.
+    """
+    if x.ndim != 2 + len(divisor) or x.shape[1] != in_channels:
+        raise ValueError(
+            f"image has shape {tuple(x.shape)}; expected (B, {in_channels}, *spatial) with {len(divisor)} spatial axes."
+        )
+    spatial = tuple(x.shape[2:])
+    if any(size == 0 or size % d for size, d in zip(spatial, divisor, strict=True)):
+        raise ValueError(
+            f"image has spatial size {spatial}; each axis must be divisible by {tuple(divisor)}. Pad the image or "
+            "choose another patch size."
+        )
 
 
 def _per_axis(name: str, value: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
