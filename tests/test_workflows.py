@@ -183,6 +183,21 @@ def test_clinical_scaling_is_fitted_on_the_training_patients_alone(data, tmp_pat
     assert own != training
 
 
+def test_large_kernels_start_from_small_ones(data, tmp_path):
+    """UpKern: the first epoch of the enlarged network goes on where the small one stopped."""
+    channels = {f"network_def::{part}::channels": [4, 8] for part in ("encoder", "decoder")}
+    blocks = {f"network_def::{part}::blocks": 1 for part in ("encoder", "decoder")}
+    options = {"bottleneck_channels": 8, **channels, **blocks, "val_interval": 8}
+    overlays = f"{tiny_overlay(tmp_path)},network_mednext_s,fusion_none"
+    workflows.train(str(data), str(tmp_path / "k3"), overlays, epochs=8, **options)
+    source = {"upkern_source": str(tmp_path / "k3" / "model.pt")}
+    workflows.train(str(data), str(tmp_path / "k5"), f"{overlays},start_upkern", epochs=1, **source, **options)
+    workflows.train(str(data), str(tmp_path / "random"), overlays, epochs=1, kernel_size=5, **options)
+    assert torch.load(tmp_path / "k5" / "model.pt")["encoder.stages.0.0.conv1.weight"].shape[2:] == (5, 5, 5)
+    enlarged, random = (float(read_log(tmp_path / run / "log.csv")[0]["train_loss"]) for run in ("k5", "random"))
+    assert enlarged < 0.7 * random
+
+
 def test_clinical_values_reach_the_network(run, data, tmp_path):
     """Evaluation follows the table: other values, other probabilities; no table, no failure."""
     other = tmp_path / "other.csv"
