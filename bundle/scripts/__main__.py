@@ -31,7 +31,7 @@ def main() -> None:
     }
     try:
         fire.Fire(commands, name="nny")
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
         if os.environ.get("NNY_TRACE"):
             raise
         sys.exit(f"nny: {error}")

@@ -110,7 +110,7 @@ def test_without_pooling_the_levels_with_attention_are_strided():
     [
         ({"bottleneck": True}, "bottleneck is True; only False is supported"),
         ({"block_list": "25"}, "block_list is '25'; expected digits of '01234'"),
-        ({"block_list": 234}, "block_list is 234"),
+        ({"block_list": None}, "block_list is None"),
         ({"num_heads": [2, 4]}, r"num_heads is \[2, 4\]; block_list '234' needs a list of at least 3 numbers"),
         ({"num_heads": 4}, "num_heads is 4; block_list"),
         ({"num_heads": [4, 0, 4]}, r"num_heads is \[4, 0, 4\].*each at least 1"),

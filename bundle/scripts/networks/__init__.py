@@ -8,6 +8,7 @@ from .monai_nets import MonaiDecoder, MonaiEncoder
 from .nnformer import NNFormerDecoder, NNFormerEncoder
 from .res_unet import ResidualEncoder, UNetDecoder
 from .resnet_utnet import ResNetEncoder, ResNetUNetDecoder
+from .speed import tune_allocator
 from .swin import SwinEncoder
 from .swin_unet import SwinUNetDecoder, SwinUNetEncoder
 from .transbts import TransBTSDecoder, TransBTSEncoder
@@ -63,3 +64,5 @@ __all__ = [
     "upkern",
     "upkern_checkpoint",
 ]
+
+tune_allocator()

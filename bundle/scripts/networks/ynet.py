@@ -8,10 +8,13 @@ from monai.networks.layers import Dropout
 from torch import Tensor, nn
 
 from .fusion import NoFusion
+from .speed import accelerate
 
 
 class YNet(nn.Module):
     """Segmentation network made of an encoder, a fusion of clinical variables and a decoder.
+
+    On CPUs its layers choose faster ways to the same numbers (`scripts.networks.speed`).
 
     Args:
         encoder: maps an image `(B, in_channels, *spatial)` to a list of features, finest first; its attributes
@@ -58,6 +61,7 @@ class YNet(nn.Module):
         self._check_parts()
         strides: Sequence[Sequence[int]] = encoder.strides  # type: ignore[assignment]
         self.dropout = Dropout[Dropout.DROPOUT, len(strides[0])](dropout) if dropout else nn.Identity()
+        accelerate(self)
 
     def forward(self, x: Tensor, clinical: Tensor | None = None) -> Tensor | list[Tensor]:
         """Segment an image.

@@ -117,6 +117,7 @@ def attention_levels(official_class: str, block_list: object, allowed: Sequence[
         ValueError: if it names anything else.
     """
     digits = [str(level) for level in allowed]
+    block_list = str(block_list) if isinstance(block_list, int) else block_list  # a command line reads 1234 as a number
     if not isinstance(block_list, Sequence) or any(digit not in digits for digit in block_list):
         raise ValueError(f"{official_class}: block_list is {block_list!r}; expected digits of '{''.join(digits)}'.")
     return [level for level in allowed if str(level) in block_list]
