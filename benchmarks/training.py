@@ -29,7 +29,7 @@ from scripts.datalists import part
 
 REAL_DATA = Path(os.environ.get("REAL_DATA_DIR", BUNDLE_ROOT.parents[1] / "shared" / "data"))
 ATRIUM = {"spacing": [1.6, 1.6, 1.75], "flip_axes": []}
-UNETR_PP_FLAT = {"strides": [1, [4, 4, 1], [8, 8, 2], [16, 16, 4], [32, 32, 8]]}  # as the authors' for ACDC
+UNETR_PP_FLAT = {"strides": [1, [4, 4, 1], [8, 8, 2], [16, 16, 4], [32, 32, 8]]}  # strides of the authors' ACDC network
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def overlays(task: Task, network: str) -> str:
 
 
 def seconds_per_step(task: Task, network: str, args: argparse.Namespace) -> tuple[float, int]:
-    """Median time of a training step on random images, in seconds, and the number of steps of an epoch."""
+    """Median time of a forward and backward pass on random images, in seconds, and the number of steps of an epoch."""
     parser = ConfigParser()
     names = ["inference", "train", *overlays(task, network).split(",")]
     parser.read_config([str(BUNDLE_ROOT / "configs" / f"{name}.yaml") for name in names])
@@ -101,10 +101,10 @@ def seconds_per_step(task: Task, network: str, args: argparse.Namespace) -> tupl
 def train_and_score(name: str, network: str, args: argparse.Namespace) -> dict:
     """Train and evaluate one network in this process."""
     task, run = TASKS[name], args.output / name.replace(" ", "_") / network
-    step, steps = seconds_per_step(task, network, args)
     row_file = run / "row.json"
     if row_file.is_file():
         return json.loads(row_file.read_text())
+    step, steps = seconds_per_step(task, network, args)
     epochs = max(2, round(args.minutes * 60 / (step * steps)))
     options = settings(task, network, args) | {"epochs": epochs, "val_interval": epochs}
     workflows.train(str(REAL_DATA / task.data), str(run), overlays(task, network), **options)
