@@ -26,8 +26,8 @@ Written by `nny networks`. Every row is an overlay of `configs/` at the image si
 
 - **M parameters, GMACs**: measured here; multiply-accumulates of convolutions and matrix products for one image, in
   eval mode, by torch's `FlopCounterMode`. *Paper*: what the authors print (they call multiply-accumulates FLOPs).
-- **Seconds, GB**: one image in eval mode, float32, on {cpu} with {threads} threads; peak resident memory of the
-  process, of which about 0.5 GB are torch and MONAI themselves.
+- **Seconds, GB**: one image in eval mode, float32, on {cpu}, threads: {threads}; what else the machine does makes it
+  slower. Peak resident memory of the process, of which about 0.5 GB are torch and MONAI themselves.
 """
 
 
