@@ -165,7 +165,7 @@ def compare(pair: Pair, file: Path) -> dict[str, float]:
     expected = copy.deepcopy(network)
     load(expected, saved["gradients"], pair.official)
     names = [name for name, _ in network.named_parameters()]
-    theirs = dict(expected.named_parameters())
+    theirs = {name: p.detach() for name, p in expected.named_parameters()}
     total = torch.stack([theirs[name].norm() for name in names]).norm()
     worst = max((gradients[name] - theirs[name]).norm() for name in names) / total
     return {
@@ -257,6 +257,13 @@ def measure(name: str, rounds: int) -> dict[str, object]:
     return {"differences": differences, "seconds": seconds, "mib": mib}
 
 
+def finished(output: Path, setting: dict[str, object]) -> dict[str, dict]:
+    """Results of an earlier call with the same settings that did not come to its end."""
+    earlier = json.loads(output.read_text()) if output.is_file() else {}
+    partial = earlier.get("settings") == setting and earlier["results"].keys() < PAIRS.keys()
+    return earlier["results"] if partial else {}
+
+
 def as_table(results: dict[str, dict]) -> str:
     """Results as a Markdown table of ratios ours / the other side."""
     lines = [
@@ -291,13 +298,16 @@ def main() -> None:
     if args.side:
         worker(args.pair, args.side)
         return
-    results = {name: measure(name, args.rounds) for name in args.pairs}
     setting = {"rounds": args.rounds, "threads": torch.get_num_threads(), "torch": torch.__version__}
     setting |= {"machine": platform.machine(), "system": platform.system()}
+    results = finished(args.output, setting)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    for name in args.pairs:
+        if name not in results:
+            results[name] = measure(name, args.rounds)
+            args.output.write_text(json.dumps({"settings": setting, "results": results}, indent=2) + "\n")
     print(as_table(results))
     print("\n" + ", ".join(f"{key} {value}" for key, value in setting.items()))
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps({"settings": setting, "results": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
