@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO ?= work/demo
 export REAL_DATA_DIR ?= $(abspath ../shared/data)
 
-.PHONY: help setup demo test test-e2e lint serve bench clean
+.PHONY: help setup demo test test-e2e test-matrix lint serve bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -30,7 +30,10 @@ test: setup  ## the fast test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not e2e" -n 2 --dist loadfile
 
 test-e2e: setup  ## tests that start servers, browsers and whole workflows
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m e2e
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "e2e and not matrix" -n 2 --dist loadfile
+
+test-matrix: setup  ## every network released and exported, a fresh environment: an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m matrix -n 2 --dist loadfile
 
 lint: setup  ## ruff
 	$(BIN)/ruff check .

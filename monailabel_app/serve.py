@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
+import json
+import os
 import shutil
 import socket
 import sys
@@ -15,40 +16,66 @@ from scripts.datalists import NIFTI
 from scripts.prepare.phantom import write_phantom_cohort
 from scripts.workflows import DEMO_RUN
 
+from monailabel_app.lib.conf import read_conf
+from monailabel_app.lib.models import find_source, read_config, takes_clinical
+from monailabel_app.lib.server.guard import is_loopback
+
 APP = Path(__file__).resolve().parent
 PHANTOMS = Path("work/serve/phantoms")
 
 
 def serve(
     studies: str | None = None,
-    run: str = str(DEMO_RUN),
+    bundle: str = str(DEMO_RUN),
     clinical: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     allow_remote: bool = False,
+    output: str | None = None,
+    strategy: str | None = None,
+    epochs: int = 50,
+    held_out: float = 0.2,
+    margin: float = 0.01,
 ) -> None:
-    """Serve a network to annotation clients such as 3D Slicer, until Ctrl+C.
+    """Serve networks to annotation clients such as 3D Slicer, until Ctrl+C.
 
-    Example: nny serve --studies scans --run runs/first --clinical patients.xlsx
+    Example: nny serve --studies scans --bundle runs/first --clinical patients.xlsx
 
     Args:
-        studies: folder of NIfTI files, or one that `prepare` wrote; the server adds datastore_v2.json and labels/ to
-            it. Without it, four synthetic patients are written to work/serve/ and served.
-        run: folder of the run whose network segments; by default the demo network, trained on synthetic patients.
+        studies: folder of NIfTI files, or one that `prepare` wrote; the server adds datastore_v2.json, labels/ and nny/
+            to it. Without it, four synthetic patients are written to work/serve/ and served.
+        bundle: what segments: a run's folder, a released bundle (folder or zip), or <bundle>+<overlay>+<overlay> for a
+            network that has no weights yet; several as name=path,name=path. By default the demo network, trained on
+            synthetic patients.
         clinical: table (xlsx or csv) with the patients' clinical variables; an image belongs to the patient whose id is
             its file name without suffix. Without it nothing is known of them.
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
-        allow_remote: listen on an address that other computers reach. There is no authentication.
+        allow_remote: listen on an address that other computers reach, and answer them. There is no authentication.
+        output: folder for versions, scores and replaced labels; by default nny/ in the folder of images.
+        strategy: the active-learning strategy that clients are offered first.
+        epochs: of a training that a client starts without saying how many.
+        held_out: share of the patients that never train but judge new versions.
+        margin: how much lower the Dice on held-out patients may be for a new version to be served.
     """
     _check_host(host, allow_remote)
     listener = _bind(host, port)
     port = listener.getsockname()[1]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     if studies is None:
-        clinical = clinical or _table_of_phantoms(run)
         studies = str(_phantoms())
-    conf = {"run": run} | ({} if clinical is None else {"clinical": clinical})
+        clinical = clinical or _table_of_phantoms(bundle)
+    given = {
+        "bundle": bundle,
+        "clinical": clinical,
+        "output": output,
+        "strategy": strategy,
+        "epochs": epochs,
+        "held_out": held_out,
+        "margin": margin,
+        "allow_remote": str(allow_remote).lower(),
+    }
+    conf = {key: str(value) for key, value in given.items() if value is not None}
 
     settings.MONAI_LABEL_APP_DIR = str(APP)
     settings.MONAI_LABEL_STUDIES = str(images_folder(studies))
@@ -56,10 +83,11 @@ def serve(
     settings.MONAI_LABEL_SERVER_PORT = port
     settings.MONAI_LABEL_DATASTORE_FILE_EXT = [f"*{suffix}" for suffix in NIFTI]
     settings.MONAI_LABEL_CORS_ORIGINS = [address]  # else any web page the user visits could read from the server
+    _export_settings()
     from monailabel.app import app  # it reads the settings when it is imported
     from monailabel.interfaces.utils.app import app_instance
 
-    app_instance()  # now, so that a bad argument ends in our message and not in the server's traceback
+    app_instance().load()  # now, so that a bad argument ends in our message and not in the server's traceback
     server = _Server(uvicorn.Config(app, log_level="info"))
     server.ready = (
         f"Ready. 3D Slicer: give {address} to the MONAI Label module. Browser: {address}/info/ says what is served. "
@@ -105,11 +133,7 @@ class _Server(uvicorn.Server):
 
 
 def _check_host(host: str, allow_remote: bool) -> None:
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # another name
-        loopback = False
-    if not loopback and not allow_remote:
+    if not is_loopback(host) and not allow_remote:
         raise ValueError(
             f"{host} can be reached from other computers, and the server has no authentication: whoever reaches it "
             "reads and changes the studies. Keep --host 127.0.0.1 (from elsewhere: ssh -L 8000:127.0.0.1:8000 <this "
@@ -138,12 +162,22 @@ def _phantoms() -> Path:
     return PHANTOMS
 
 
-def _table_of_phantoms(run: str) -> str | None:
+def _table_of_phantoms(bundle: str) -> str | None:
     """The table of the synthetic cohort, for a network that takes it."""
-    from monailabel_app.lib.infers.bundle import read_config, takes_clinical
+    conf = read_conf({"bundle": bundle}, str(PHANTOMS))
+    sources = [find_source(name, text, conf.output / "bundles") for name, text in conf.models.items()]
+    taken = any(takes_clinical(read_config(source)) for source in sources)
+    return str((PHANTOMS / "clinical.csv").resolve()) if taken else None
 
-    config = read_config(Path(run).expanduser().resolve())
-    return str((PHANTOMS / "clinical.csv").resolve()) if takes_clinical(config) else None
+
+def _export_settings() -> None:
+    """Let the processes that MONAI Label starts, such as training, find what this one was told."""
+    for key, value in settings.model_dump(warnings=False).items():
+        if value is not None:
+            os.environ[key] = json.dumps(value, default=str) if isinstance(value, list | dict) else str(value)
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [os.environ.get("PYTHONPATH"), str(APP.parent), str(APP.parent / "bundle")])
+    )
 
 
 if __name__ == "__main__":

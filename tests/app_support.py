@@ -8,15 +8,20 @@ from monai.bundle import ConfigParser
 from scripts.clinical import ClinicalTable
 from scripts.prepare.phantom import write_phantom_cohort
 from scripts.runs import inference_config
-from support import CONFIGS, tiny_overlay
+from support import CONFIGS, ROOT, ball_dataset, tiny_overlay
+
+from monailabel_app.lib.infers.bundle import BundleInfer
+from monailabel_app.lib.models import find_source
+from monailabel_app.lib.versions import Versions
+from monailabel_app.main import NNYApp
 
 
-def write_run(folder, *overlays, table=None):
+def write_run(folder, *overlays, table=None, spacing=8.0, seed=3):
     """A finished run; random weights are large enough that both classes and the clinical variables show in the mask."""
     folder.mkdir(parents=True)
     files = [CONFIGS / "inference.yaml", tiny_overlay(folder), *overlays]
     config = ConfigParser.load_config_files([str(file) for file in files])
-    config["spacing"] = [8.0, 8.0, 8.0]
+    config["spacing"] = [spacing] * 3
     (folder / "inference.yaml").write_text(yaml.safe_dump(inference_config(config), sort_keys=False))
     parser = ConfigParser()
     parser.read_config(str(folder / "inference.yaml"))
@@ -25,7 +30,7 @@ def write_run(folder, *overlays, table=None):
         fitted.fit(fitted.patient_ids)
         fitted.save(folder / "clinical.json")
     network = parser.get_parsed_content("network")
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for value in network.parameters():
             value.copy_(torch.randn(value.shape, generator=generator))
@@ -44,3 +49,19 @@ def write_studies(folder):
     shear[1, 2] = 0.2
     nib.save(nib.Nifti1Image(np.asarray(tilted.dataobj), tilted.affine @ shear), images / "HCC_003.nii.gz")
     return folder
+
+
+def write_balls(folder, n=6):
+    """Studies of balls that a tiny network learns in seconds: the images' folder; the labels are beside it."""
+    return ball_dataset(folder, n) / "imagesTr"
+
+
+def app(studies, **conf):
+    """The app without its server."""
+    return NNYApp(str(ROOT / "monailabel_app"), str(studies), {key: str(value) for key, value in conf.items()})
+
+
+def task(run, clinical=None, folder=None):
+    """A model as an inference task, outside an app."""
+    versions = Versions(folder or run / "versions", find_source(run.name, str(run), run))
+    return BundleInfer(versions=versions, clinical=clinical)

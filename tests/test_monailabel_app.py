@@ -4,13 +4,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from app_support import write_run, write_studies
+from app_support import app, task, write_run, write_studies
 from fastapi import HTTPException
 from scripts import workflows
-from support import CONFIGS, ROOT
+from support import CONFIGS
 
-from monailabel_app.lib.infers.bundle import BundleInfer
-from monailabel_app.main import NNYApp
 from monailabel_app.serve import images_folder, serve
 
 
@@ -50,20 +48,22 @@ def test_mask_is_that_of_infer(run, studies, expected, case):
     image = studies / "imagesTr" / f"{case}.nii.gz"
     masks = {}
     for name, table in (("known", studies / "clinical.csv"), ("unknown", None)):
-        file, result = BundleInfer(run=run, clinical=table)({"image": str(image)})
+        file, result = task(run, table)({"image": str(image)})
         assert_same_mask(file, expected / name / f"{case}_seg.nii.gz")
         assert result["label_names"] == {"ball": 1}
+        assert result["clinical"]["source"] == {"known": "table", "unknown": "none"}[name]
         masks[name] = np.asarray(nib.load(file).dataobj)
     assert np.unique(masks["known"]).tolist() == [0, 1]
     assert (masks["known"] != masks["unknown"]).any()
 
 
-def test_patient_that_is_not_in_the_table_is_unknown(run, studies, expected, tmp_path):
+def test_patient_that_is_not_in_the_table_is_unknown_and_the_answer_says_so(run, studies, expected, tmp_path):
     image = tmp_path / "somebody.nii.gz"
     image.write_bytes((studies / "imagesTr" / "HCC_001.nii.gz").read_bytes())
-    with pytest.warns(UserWarning, match="'somebody' is not in"):
-        file, _ = BundleInfer(run=run, clinical=studies / "clinical.csv")({"image": str(image)})
+    file, result = task(run, studies / "clinical.csv")({"image": str(image)})
     assert_same_mask(file, expected / "unknown" / "HCC_001_seg.nii.gz")
+    assert result["clinical"]["message"].startswith("Nothing is known of patient 'somebody'")
+    assert result["clinical"]["unknown"] == ["age", "Sex"]
 
 
 def test_format_that_slicer_asks_for(run, studies, expected):
@@ -71,7 +71,7 @@ def test_format_that_slicer_asks_for(run, studies, expected):
 
     image = studies / "imagesTr" / "HCC_002.nii.gz"
     request = {"image": str(image), "result_extension": ".nrrd", "result_dtype": "uint16", "result_compress": False}
-    file, _ = BundleInfer(run=run)(request)
+    file, _ = task(run)(request)
     assert file.endswith(".nrrd")
     mask = itk.imread(file)
     same = itk.imread(str(expected / "unknown" / "HCC_002_seg.nii.gz"))
@@ -82,51 +82,110 @@ def test_format_that_slicer_asks_for(run, studies, expected):
 def test_network_without_clinical_variables(image_only_run, studies, tmp_path):
     image = studies / "imagesTr" / "HCC_001.nii.gz"
     workflows.infer(str(image), str(tmp_path), run=str(image_only_run))
-    assert_same_mask(BundleInfer(run=image_only_run)({"image": str(image)})[0], tmp_path / "HCC_001_seg.nii.gz")
-    with pytest.raises(ValueError, match="takes no clinical variables"):
-        BundleInfer(run=image_only_run, clinical=studies / "clinical.csv")
+    file, result = task(image_only_run)({"image": str(image)})
+    assert_same_mask(file, tmp_path / "HCC_001_seg.nii.gz")
+    assert result["clinical"]["message"] == "The network takes no clinical variables."
+    with pytest.raises(ValueError, match="takes no clinical variables; leave out age"):
+        task(image_only_run)({"image": str(image), "clinical.age": "60"})
+    with pytest.raises(ValueError, match="No network of image_only takes clinical variables"):
+        app(studies / "imagesTr", bundle=image_only_run, clinical=studies / "clinical.csv")
 
 
-def app(studies, **conf):
-    return NNYApp(str(ROOT / "monailabel_app"), str(studies / "imagesTr"), {k: str(v) for k, v in conf.items()})
-
-
-def test_app_names_model_and_labels(run, studies):
-    info = app(studies, run=run).info()
+def test_app_names_models_labels_and_trainers(run, image_only_run, studies, tmp_path):
+    info = app(studies / "imagesTr", bundle=f"first={run},second={image_only_run}", output=tmp_path).info()
     assert info["labels"] == ["ball"]
-    assert list(info["models"]) == ["tiny"]
-    assert info["trainers"] == {}
+    assert list(info["models"]) == ["first", "second"]
+    assert info["models"]["first"]["version"] == "0"
+    assert {"clinical.age", "clinical.Sex", "version", "result"} == set(info["models"]["first"]["config"])
+    assert info["models"]["first"]["config"]["clinical.Sex"][0] == ""
+    assert set(info["models"]["second"]["config"]) == {"version", "result"}
+    assert set(info["trainers"]["first"]["config"]) == {"max_epochs", "pretrained", "learning_rate", "seed"}
+    assert info["train_stats"]["first"] | {"best_metric": 0.0, "epoch": 0} == info["train_stats"]["first"]
+    assert info["train_stats"]["first"]["total_time"] == "0:00:00"  # by which OHIF tells that nothing runs
+
+
+def test_two_models_answer_each_with_its_own_weights(run, studies, expected, tmp_path):
+    other = write_run(tmp_path / "other", table=studies / "clinical.csv", seed=4)
+    served = app(studies / "imagesTr", bundle=f"a={run},b={other}", clinical=studies / "clinical.csv", output=tmp_path)
+    masks = {}
+    for model in "ab":
+        file = served.infer({"model": model, "image": "HCC_001"})["file"]
+        masks[model] = np.asarray(nib.load(file).dataobj)
+    np.testing.assert_array_equal(masks["a"], np.asarray(nib.load(expected / "known" / "HCC_001_seg.nii.gz").dataobj))
+    assert (masks["a"] != masks["b"]).any()
+
+
+def test_other_weights_beside_those_of_the_run_do_not_matter(run, studies, expected):
+    (run / "a.pt").write_bytes(b"shorter name")  # stock MONAI Label would serve it
+    file, _ = task(run)({"image": str(studies / "imagesTr" / "HCC_001.nii.gz")})
+    assert_same_mask(file, expected / "unknown" / "HCC_001_seg.nii.gz")
+
+
+def test_configuration_is_read_once_per_version(run, studies, monkeypatch):
+    from monailabel_app.lib.infers import bundle
+
+    made = []
+    monkeypatch.setattr(bundle, "Segmenter", lambda *given: made.append(given) or real(*given))
+    real = __import__("monailabel_app.lib.infers.segmenter", fromlist=["Segmenter"]).Segmenter
+    served = task(run)
+    for case in ("HCC_001", "HCC_002"):
+        served({"image": str(studies / "imagesTr" / f"{case}.nii.gz")})
+    assert len(made) == 1
 
 
 class TestBadInput:
     def test_unknown_conf_key(self, run, studies):
-        with pytest.raises(ValueError, match=r"no --conf rum\. There are run: .*; clinical: "):
-            app(studies, rum=run)
+        with pytest.raises(
+            ValueError, match=r"no --conf bundel \(did you mean 'bundle'\?\)\. There are bundle: .*margin: "
+        ):
+            app(studies / "imagesTr", bundel=run)
+
+    @pytest.mark.parametrize(
+        ("conf", "message"),
+        [
+            ({"margin": "much"}, "--conf margin is 'much'; expected a number from 0 to 1"),
+            ({"held_out": "0"}, "--conf held_out is '0'; expected a number from 0.01 to 0.99"),
+            ({"allow_remote": "yes"}, "--conf allow_remote is 'yes'; expected true or false"),
+            ({"bundle": "a=x,a=y"}, "two models 'a'"),
+            ({"bundle": "../x y=z"}, "is no model"),
+            ({"bundle": ","}, "names no model"),
+        ],
+    )
+    def test_conf_value(self, studies, conf, message):
+        with pytest.raises(ValueError, match=message):
+            app(studies / "imagesTr", **conf)
 
     def test_folder_that_is_no_run(self, studies, tmp_path):
         with pytest.raises(FileNotFoundError, match="not a finished run: it has no inference.yaml"):
-            app(studies, run=tmp_path)
+            app(studies / "imagesTr", bundle=tmp_path)
 
-    def test_no_such_table(self, run, tmp_path):
+    def test_no_such_table(self, run, studies, tmp_path):
         with pytest.raises(FileNotFoundError, match="no clinical table"):
-            BundleInfer(run=run, clinical=tmp_path / "patients.xlsx")
+            app(studies / "imagesTr", bundle=run, clinical=tmp_path / "patients.xlsx")
 
-    def test_weights_of_another_network(self, run, tmp_path):
+    def test_weights_of_another_network(self, run, studies, tmp_path):
         other = write_run(tmp_path / "other", CONFIGS / "fusion_none.yaml")
         (other / "model.pt").write_bytes((run / "model.pt").read_bytes())
         with pytest.raises(ValueError, match="another network"):
-            BundleInfer(run=other)
+            app(studies / "imagesTr", bundle=other, output=tmp_path).load()
         torch.save({}, other / "model.pt")
-        with pytest.raises(ValueError):
-            BundleInfer(run=other)
+        with pytest.raises(ValueError, match="holds"):
+            app(studies / "imagesTr", bundle=other, output=tmp_path).load()
 
-    def test_unknown_image(self, run, studies):
+    def test_unknown_image_or_model(self, run, studies):
+        served = app(studies / "imagesTr", bundle=run)
         with pytest.raises(HTTPException, match="no image 'HCC_999'"):
-            app(studies, run=run).infer({"model": "tiny", "image": "HCC_999"})
+            served.infer({"model": "tiny", "image": "HCC_999"})
+        with pytest.raises(HTTPException, match="no model 'tiniest'; there are tiny"):
+            served.infer({"model": "tiniest", "image": "HCC_001"})
 
     def test_several_images(self, run, studies):
         with pytest.raises(ValueError, match="holds 3 images"):
-            BundleInfer(run=run)({"image": str(studies)})
+            task(run)({"image": str(studies)})
+
+    def test_version(self, run, studies):
+        with pytest.raises(ValueError, match="no version '7' of tiny; there are 0"):
+            task(run)({"image": str(studies / "imagesTr" / "HCC_001.nii.gz"), "version": "7"})
 
     def test_studies(self, studies, tmp_path):
         assert images_folder(str(studies)) == studies / "imagesTr"

@@ -11,10 +11,14 @@ import fire
 def main() -> None:
     """Run one command; bad input ends in a message instead of a traceback, which NNY_TRACE=1 shows."""
     from scripts import catalogue, clinical, imputation, workflows
+    from scripts.download import download
+    from scripts.export import export
     from scripts.networks import authors, upkern_checkpoint
     from scripts.prepare.hcc_tace import prepare_hcc_tace
     from scripts.prepare.phantom import write_phantom_cohort
+    from scripts.release import release
     from scripts.report import report
+    from scripts.verify import verify
 
     commands = {
         "demo": workflows.demo,
@@ -25,6 +29,10 @@ def main() -> None:
         "evaluate": workflows.evaluate,
         "infer": workflows.infer,
         "report": report,
+        "release": release,
+        "verify": verify,
+        "export": export,
+        "download": download,
         "networks": catalogue.write_page,
         "upkern": upkern_checkpoint,
         "import-weights": authors.import_weights,

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
+import os
 import platform
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from monai.bundle import ConfigParser
 from torch import nn
+from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from scripts import BUNDLE_ROOT
+from scripts.files import replacing
 
 PAGE = BUNDLE_ROOT / "docs" / "networks.md"
 INTRODUCTION = """# Networks
@@ -26,8 +31,10 @@ Written by `nny networks`. Every row is an overlay of `configs/` at the image si
 
 - **M parameters, GMACs**: measured here; multiply-accumulates of convolutions and matrix products for one image, in
   eval mode, by torch's `FlopCounterMode`. *Paper*: what the authors print (they call multiply-accumulates FLOPs).
-- **Seconds, GB**: one image in eval mode, float32, on {cpu}, threads: {threads}; what else the machine does makes it
-  slower. Peak resident memory of the process, of which about 0.5 GB are torch and MONAI themselves.
+- **Seconds, GB**: one image in eval mode, and one training step with it (forward, cross-entropy at every scale of the
+  network, backward, AdamW), float32, on {cpu}, threads: {threads}; what else the machine does makes it slower. Peak
+  resident memory of a process that does nothing else, of which about 0.5 GB are torch and MONAI themselves; "none": the
+  {memory:.0f} GB of this machine are not enough.
 """
 
 
@@ -53,10 +60,23 @@ class Entry:
 MEDNEXT = "2303.09975"
 UNETR_PP = "2212.04497, table 1"
 K5 = {"kernel_size": 5}
+FLAT = {  # thick slices
+    "strides": [1, [4, 4, 1], [8, 8, 2], [16, 16, 4], [32, 32, 8]],
+    "block::convolutions": 2,
+    "block::projection": "$scripts.networks.SeparateProjections",
+}
+TUMOUR = {
+    "strides": [1, 4, 8, 16, 32],
+    "block::projection": "$scripts.networks.UnbiasedProjection",
+    "block::merge": "$scripts.networks.SumBranches",
+}
 SYNAPSE, BTCV, CUBE, SLICE = (1, 128, 128, 64), (1, 96, 96, 96), (1, 128, 128, 128), (1, 256, 256)
 ENTRIES = (
     Entry("Swin-NeXt (nnY-Net)", "", BTCV, 5),
     Entry("UNETR++, Synapse", "unetr_pp", SYNAPSE, 14, {}, 42.96, 47.98, UNETR_PP),
+    Entry("UNETR++, ACDC", "unetr_pp", (1, 160, 160, 16), 4, FLAT, source="its code has 66.80 and 43.4"),
+    Entry("UNETR++, lung", "unetr_pp", (1, 192, 192, 32), 2, FLAT, source="its code has 121.17 and 125.0"),
+    Entry("UNETR++, BraTS", "unetr_pp", (4, 128, 128, 128), 4, TUMOUR, source="its code has 42.65 and 72.8"),
     Entry("MedNeXt-S k3", "mednext_s", CUBE, 14, {}, 5.6, None, MEDNEXT),
     Entry("MedNeXt-S k5", "mednext_s", CUBE, 14, K5, 5.9, None, MEDNEXT),
     Entry("MedNeXt-B k3", "mednext_b", CUBE, 14, {}, 10.5, None, MEDNEXT),
@@ -66,6 +86,7 @@ ENTRIES = (
     Entry("MedNeXt-L k3", "mednext_l", CUBE, 14, {}, 61.8, None, MEDNEXT),
     Entry("MedNeXt-L k5", "mednext_l", CUBE, 14, K5, 63.0, None, MEDNEXT),
     Entry("UTNet", "utnet", SLICE, 4, {}, 9.5, None, "2107.00781; its code has 10.02"),
+    Entry("UTNet, attention in the encoder only", "utnet", SLICE, 4, {"decoder_attention_levels": []}),
     Entry("SwinUNETR", "swin_unetr", BTCV, 14, {}, 62.83, 384.2, UNETR_PP),
     Entry("UNETR", "unetr", BTCV, 14, {}, 92.49, 75.76, UNETR_PP),
     Entry("U-Net", "unet", BTCV, 14),
@@ -82,40 +103,36 @@ ENTRIES = (
 )
 
 
-def write_page(output: str = str(PAGE), *, forward: bool = True) -> str:
+COLUMNS = ("network", "overlay", "image", "M parameters", "paper", "GMACs", "paper", "eval s", "eval GB")
+COLUMNS += ("step s", "step GB", "paper's source")
+
+
+def write_page(output: str = str(PAGE), *, forward: bool = True, train: bool = True) -> str:
     """Measure every network at its paper's size and write the page, each in a process of its own.
 
     Args:
         output: Markdown file.
-        forward: False leaves out seconds and memory, which take minutes.
+        forward: False leaves out seconds and memory of an image, which take minutes.
+        train: False leaves out those of a training step, which take half an hour.
 
     Returns:
         The file.
     """
     rows = []
     for entry in tqdm(ENTRIES, desc="networks"):
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            rows.append(_row(entry, pool.submit(measure, entry, forward=forward).result()))
-    text = INTRODUCTION.format(cpu=_cpu(), threads=torch.get_num_threads())
-    columns = (
-        "network",
-        "overlay",
-        "image",
-        "M parameters",
-        "paper",
-        "GMACs",
-        "paper",
-        "seconds",
-        "GB",
-        "paper's source",
-    )
-    lines = [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    Path(output).write_text(text + "\n" + "\n".join(lines) + "\n")
+        measured = _alone(measure, entry, forward) or measure(entry, False) | _none("seconds", "gigabytes")
+        if train:
+            measured |= _alone(measure_step, entry) or _none("step_seconds", "step_gigabytes")
+        rows.append(_row(entry, measured))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    text = INTRODUCTION.format(cpu=_cpu(), threads=torch.get_num_threads(), memory=memory)
+    lines = [f"| {' | '.join(cells)} |" for cells in (COLUMNS, ["---"] * len(COLUMNS), *rows)]
+    with replacing(output) as partial:
+        Path(partial).write_text(text + "\n" + "\n".join(lines) + "\n")
     return output
 
 
-def measure(entry: Entry, *, forward: bool = True) -> dict[str, float]:
+def measure(entry: Entry, forward: bool = True) -> dict[str, float]:
     """Measure a network in this process.
 
     Args:
@@ -131,12 +148,33 @@ def measure(entry: Entry, *, forward: bool = True) -> dict[str, float]:
     if forward:
         image = torch.randn(1, *entry.image)
         with torch.inference_mode():
-            network(image)
-            begin = time.perf_counter()
-            network(image)
-        result["seconds"] = time.perf_counter() - begin
-        result["gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # ru_maxrss is in kilobytes
+            result["seconds"] = _second_time(lambda: network(image))
+        result["gigabytes"] = _peak_memory()
     return result | {"gmacs": count_macs(network, entry.image)}
+
+
+def measure_step(entry: Entry) -> dict[str, float]:
+    """Measure a training step of a network in this process: forward, cross-entropy, backward and AdamW.
+
+    Args:
+        entry: the network.
+
+    Returns:
+        step_seconds and step_gigabytes, the peak memory of the process (Linux).
+    """
+    network = build(entry).train()
+    optimizer = torch.optim.AdamW(network.parameters())
+    image = torch.randn(1, *entry.image)
+
+    def step() -> None:
+        logits = network(image)
+        scales = logits if isinstance(logits, list) else [logits]
+        loss = sum(cross_entropy(y, torch.zeros(1, *y.shape[2:], dtype=torch.long)) for y in scales)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return {"step_seconds": _second_time(step), "step_gigabytes": _peak_memory()}
 
 
 def build(entry: Entry) -> nn.Module:
@@ -162,7 +200,7 @@ def count_macs(network: nn.Module, image: Sequence[int]) -> float:
 
 def _row(entry: Entry, measured: Mapping[str, float]) -> list[str]:
     def number(value: float | None, digits: int) -> str:
-        return "" if value is None else f"{value:.{digits}f}"
+        return "" if value is None else "none" if math.isnan(value) else f"{value:.{digits}f}"
 
     return [
         entry.name,
@@ -174,8 +212,35 @@ def _row(entry: Entry, measured: Mapping[str, float]) -> list[str]:
         number(entry.gmacs, 1),
         number(measured.get("seconds"), 2),
         number(measured.get("gigabytes"), 2),
+        number(measured.get("step_seconds"), 2),
+        number(measured.get("step_gigabytes"), 2),
         entry.source,
     ]
+
+
+def _alone(function: Callable[..., dict[str, float]], *arguments: object) -> dict[str, float]:
+    """Call a function in a process of its own; nothing comes back where the system kills it for its memory."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            return {}
+
+
+def _none(*names: str) -> dict[str, float]:
+    return dict.fromkeys(names, math.nan)
+
+
+def _second_time(function: Callable[[], object]) -> float:
+    """Seconds that the second call of a function takes; the first one warms up."""
+    function()
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
+
+
+def _peak_memory() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # from kilobytes to GB
 
 
 def _cpu() -> str:

@@ -63,7 +63,7 @@ class ClinicalTable:
         on_missing: str = "warn",
     ) -> None:
         """Read and check the table."""
-        if not isinstance(schema, ClinicalSchema):
+        if type(schema).__name__ != ClinicalSchema.__name__:  # by name, as MONAI Label imports bundles anew each time
             raise TypeError(f"schema is a {type(schema).__name__}; expected what ClinicalSchema.from_yaml returns")
         if on_error not in ("raise", "warn", "ignore") or on_missing not in ("raise", "warn"):
             raise ValueError(

@@ -70,6 +70,19 @@ def read_datalist(dataset_dir: str | Path, *, folds: int = 5, seed: int = 0) -> 
     return cases
 
 
+def about(dataset_dir: str | Path) -> dict[str, Any]:
+    """What a dataset says of itself: name, description, modality, licence, labels; not its cases.
+
+    Args:
+        dataset_dir: folder that holds ``dataset.json``.
+
+    Returns:
+        The file's content without lists.
+    """
+    content = json.loads((Path(dataset_dir).expanduser() / "dataset.json").read_text())
+    return {key: value for key, value in content.items() if not isinstance(value, list)}
+
+
 def _complete(entry: Case, root: Path, file: Path) -> Case:
     for key in ("image", "label"):
         if not entry.get(key):

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
@@ -19,8 +20,11 @@ from torch.optim.swa_utils import AveragedModel
 from scripts.files import replacing
 
 
+@idist.one_rank_only()
 def save_atomically(content: Any, path: str | Path) -> None:
     """Save with ``torch.save`` so that a kill leaves either the old file or the new one, never a part.
+
+    Of several processes the first one saves.
 
     Args:
         content: anything ``torch.save`` takes.
@@ -56,7 +60,8 @@ class EpochSeed:
 
     def __call__(self, engine: Engine) -> None:
         """Reseed python, numpy, torch and the transforms."""
-        state = np.random.SeedSequence([self.seed, engine.state.epoch]).generate_state(1)
+        rank = idist.get_rank()  # each of several processes draws its own augmentation
+        state = np.random.SeedSequence([self.seed, engine.state.epoch, *([rank] if rank else [])]).generate_state(1)
         value = int(state[0])
         random.seed(value)
         np.random.seed(value)

@@ -100,6 +100,7 @@ def start(output_dir: str, dataset_dir: str, fold: int, labels: Sequence[str], s
         datalists.check_cases(cases, labels)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "datalist.json", json.dumps(parts, indent=1))
+    _write(folder / "dataset.json", json.dumps(datalists.about(dataset_dir), indent=1))
     _write(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     _write(folder / "inference.yaml", yaml.safe_dump(inference_config(config), sort_keys=False))
     _write(folder / "versions.json", json.dumps(versions(seed), indent=1))
@@ -170,14 +171,14 @@ def initialise(network: YNet, weights: str | None, encoder_weights: str | None) 
 
     Args:
         network: the network.
-        weights: weights of the same network; None for none.
+        weights: weights of the same network, or of the same without fusion, which then starts at random; None for none.
         encoder_weights: MONAI's self-supervised ``model_swinvit.pt`` or a SwinUNETR checkpoint; None for none.
 
     Raises:
         ValueError: weights that do not fit.
     """
     if weights:
-        load_weights(network, weights)
+        load_weights(network, weights, new="fusion")
     if encoder_weights:
         ignored = load_swin_weights(network.encoder, encoder_weights)
         logger.info("Encoder weights from %s; not used: %s", encoder_weights, ignored)
@@ -214,7 +215,8 @@ def inference_config(config: dict[str, Any]) -> dict[str, Any]:
     base = load(str(BUNDLE_ROOT / "configs" / "inference.yaml"))
     training = load(str(BUNDLE_ROOT / "configs" / "train.yaml"))
     serving = {key: value for key, value in config.items() if key in base or key not in training}
-    return _plain(serving | {key: base[key] for key in training if key in base})
+    replaced = [key for key in training if key in base and training[key] != base[key]]  # not all, in a flat train.yaml
+    return _plain(serving | {key: base[key] for key in replaced})
 
 
 def versions(seed: int) -> dict[str, Any]:

@@ -4,46 +4,18 @@ import json
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.parse
-import urllib.request
 
 import nibabel as nib
 import numpy as np
 import pytest
 from app_support import write_run, write_studies
 from scripts import workflows
+from server_support import PATIENCE, Server
 from support import CONFIGS, ROOT
 
 pytestmark = pytest.mark.e2e
-PATIENCE = 180  # seconds for the server to start
-
-
-class Server:
-    """``nny serve`` on a free port, in a folder of its own."""
-
-    def __init__(self, *arguments, cwd):
-        command = [str(ROOT / "nny"), "serve", "--port", "0", *map(str, arguments)]
-        self.log = cwd / "server.log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, cwd=cwd, stdout=log, stderr=subprocess.STDOUT, text=True)
-        end = time.monotonic() + PATIENCE
-        while "Ready. " not in self.log.read_text():
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < end, self.log.read_text()
-            time.sleep(0.2)
-        self.address = self.log.read_text().split("Ready. 3D Slicer: give ")[1].split()[0]
-
-    def get(self, path, method="GET"):
-        request = urllib.request.Request(self.address + path, method=method, headers={"Origin": "http://elsewhere"})
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-            assert "access-control-allow-origin" not in answer.headers
-            return answer.read()
-
-    def stop(self, how=signal.SIGINT):
-        self.process.send_signal(how)
-        return self.process.wait(timeout=30)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +30,7 @@ def run(studies, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(run, studies, tmp_path_factory):
-    arguments = ["--studies", studies, "--run", run, "--clinical", studies / "clinical.csv"]
+    arguments = ["--studies", studies, "--bundle", run, "--clinical", studies / "clinical.csv"]
     server = Server(*arguments, cwd=tmp_path_factory.mktemp("server"))
     yield server
     if server.process.poll() is None:
@@ -92,6 +64,11 @@ def test_unknown_image_is_not_found(server):
         server.get("/infer/tiny?image=HCC_999", "POST")
 
 
+def test_other_addresses_and_pages_are_refused(server):
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        server.get("/info/", origin="http://elsewhere")
+
+
 def test_taken_port_is_refused_at_once(server, tmp_path):
     port = urllib.parse.urlsplit(server.address).port
     done = subprocess.run(
@@ -111,7 +88,7 @@ def test_server_stops_when_told(server):  # the last test of the fixture
 
 def test_without_studies_phantoms_are_served(tmp_path):
     run = write_run(tmp_path / "image_only", CONFIGS / "fusion_none.yaml")
-    server = Server("--run", run, cwd=tmp_path)
+    server = Server("--bundle", run, cwd=tmp_path)
     try:
         assert json.loads(server.get("/info/"))["datastore"]["total"] == 4
         assert (tmp_path / "work" / "serve" / "phantoms" / "clinical.csv").is_file()
@@ -127,10 +104,10 @@ def test_monai_label_starts_the_app_itself_and_refuses_an_unknown_conf_key(studi
     command += ["--studies", str(studies / "imagesTr"), "--host", "127.0.0.1", "--port", "0", "--conf", "rum", "x"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode != 0
-    assert "no --conf rum. There are run: " in done.stdout + done.stderr
+    assert "no --conf rum. There are bundle: " in done.stdout + done.stderr
 
 
 def test_help_teaches(tmp_path):
     done = subprocess.run([str(ROOT / "nny"), "serve", "--help"], cwd=tmp_path, capture_output=True, text=True)
-    for word in ("--studies", "--run", "--clinical", "--host", "--port", "--allow_remote", "synthetic patients"):
+    for word in ("--studies", "--bundle", "--clinical", "--host", "--port", "--allow_remote", "synthetic patients"):
         assert word in done.stdout + done.stderr

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from golden_support import names, needs_golden, read
 from monai.networks.nets import UNet
 from scripts.networks import authors, load_weights
+from scripts.networks.authors.keys import rename
 
 UNET = "monai.networks.nets.UNet"
 ARGUMENTS = {
@@ -49,6 +51,31 @@ def test_writes_nothing_when_the_weights_do_not_fit(official, tmp_path, change):
     with pytest.raises(ValueError, match=r"Nothing was loaded.\n1 (missing|unknown|of another shape)"):
         authors.import_weights(str(tmp_path / "theirs.pt"), str(tmp_path / "ours.pt"), UNET, **ARGUMENTS)
     assert not (tmp_path / "ours.pt").exists()
+
+
+def test_refuses_keys_of_ours(official):
+    network = authors.build(UNET, **ARGUMENTS)
+    own, theirs = dict(network.state_dict()), dict(official.state_dict())
+    before = {key: value.clone() for key, value in own.items()}
+    first = next(iter(own))
+    for state in (own, theirs | {first: own[first]}):
+        with pytest.raises(ValueError, match=rf"{first}, are already named .*Nothing was loaded.*--initial_weights"):
+            authors.load(network, state, UNET)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_two_names_for_one_tensor_are_refused():
+    renamed = rename({"a.w": torch.zeros(1), "b.w": torch.ones(1)}, lambda key: "ours." + key[2:])
+    assert renamed.keys() == {"ours.w", "b.w"}
+    assert renamed["ours.w"] == 0
+
+
+@needs_golden
+def test_knows_every_class_of_the_fixtures():
+    classes = {read(name)["official_class"] for name in names("*")}
+    assert len(classes) >= 15
+    for name in classes:
+        assert authors._family(name)[1] in authors.official_classes()
 
 
 def test_refuses_code_in_a_checkpoint(tmp_path):

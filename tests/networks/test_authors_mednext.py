@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden_support import loaded, macs, make_input, names, needs_golden, official_weights, read, worst_error
+from golden_support import loaded, make_input, names, needs_golden, official_weights, read, worst_error
 from monai.bundle import ConfigParser
 from scripts.networks import authors, upkern
-from scripts.networks.authors import mednext
-from scripts.networks.authors.mednext import CREATE, MEDNEXT
+from scripts.networks.authors.mednext import CREATE, MEDNEXT, our_key
 from support import CONFIGS
 from torch.nn import functional as F
 
@@ -26,8 +25,6 @@ def test_gives_the_authors_numbers(name):
     network = loaded(meta)
     with torch.no_grad():
         assert worst_error(name, all_scales(network, make_input(meta["input_shape"]))) < 1e-5
-    assert sum(p.numel() for p in network.parameters()) == meta["n_params"] - 1  # theirs has the dummy tensor
-    assert macs(network, meta["input_shape"]) == meta["macs"]["torch_flop_counter_half"]
 
 
 @needs_golden
@@ -41,21 +38,11 @@ def test_gives_the_authors_gradients(name):
     assert loss.item() == pytest.approx(meta["grad_check"]["value"], rel=1e-5)
     loss.backward()
     parameters = dict(network.named_parameters())
-    expected = {ours(key): norm for key, norm in meta["grad_check"]["grad_l2"].items() if key != "dummy_tensor"}
+    expected = {our_key(key): norm for key, norm in meta["grad_check"]["grad_l2"].items() if key != "dummy_tensor"}
     assert expected.keys() == parameters.keys()
     rounding = 1e-5 * max(expected.values())  # a bias before instance normalisation has no gradient but rounding
     for key, norm in expected.items():
         assert parameters[key].grad.norm().item() == pytest.approx(norm, rel=1e-3, abs=rounding), key
-
-
-@needs_golden
-@pytest.mark.parametrize("name", names("mednext_*_paper"))
-def test_has_the_size_of_the_paper(name):
-    meta = read(name)
-    with torch.device("meta"):
-        network = authors.build(meta["official_class"], **meta["config"])
-    assert sum(p.numel() for p in network.parameters()) == meta["n_params"] - 1
-    assert macs(network, meta["input_shape"]) == meta["macs"]["torch_flop_counter_half"]
 
 
 @needs_golden
@@ -66,15 +53,10 @@ def test_upkern_gives_the_authors_weights():
     weights = upkern(small.state_dict(), large)
     large.load_state_dict(weights)
     for key, total, norm in meta["upkern_weights"]:
-        assert weights[ours(key)].sum().item() == pytest.approx(total, abs=1e-4), key
-        assert weights[ours(key)].norm().item() == pytest.approx(norm, rel=1e-6), key
+        assert weights[our_key(key)].sum().item() == pytest.approx(total, abs=1e-4), key
+        assert weights[our_key(key)].norm().item() == pytest.approx(norm, rel=1e-6), key
     with torch.no_grad():
         assert worst_error(meta["name"], all_scales(large, make_input(meta["input_shape"]))) < 1e-5
-
-
-def ours(key):
-    """Our name of an authors' key."""
-    return next(iter(mednext.translate(None, {key: torch.zeros(1)}, MEDNEXT)[0]))
 
 
 def random_weights(network):
@@ -163,26 +145,58 @@ def plain_mednext(weights, x, *, residual, norm="group", deep_supervision=False)
         {"dim": "2d", "grn": True, "do_res": True, "do_res_up_down": True},
         {"exp_r": [1, 2, 3, 1, 2, 3, 1, 2, 3], "block_counts": [1, 0, 2, 1, 3, 0, 1, 2, 1]},
         {"checkpoint_style": "outside_block", "n_channels": 3, "in_channels": 2},
+        {"size": (16, 16, 16), "do_res": True, "do_res_up_down": True},  # a single position at the bottom
+        {"size": (16, 16), "dim": "2d", "grn": True, "kernel_size": 5},
+        {"kernel_size": None, "enc_kernel_size": 1, "dec_kernel_size": 1, "do_res": True, "do_res_up_down": True},
     ],
     ids=str,
 )
 def test_any_option_of_the_authors_class(changes, deep_supervision):
     arguments = SMALL | {"block_counts": [1] * 9, "deep_supervision": deep_supervision} | changes
+    size = arguments.pop("size", (48, 32) if arguments.get("dim") == "2d" else (32, 16, 16))
     network = authors.build(MEDNEXT, **arguments)
     weights = random_weights(network)
     ignored = authors.load(network, weights, MEDNEXT)
     assert list(ignored) == ["dummy_tensor"]
-    x = torch.randn(2, arguments["in_channels"], *((32, 16, 16) if arguments.get("dim") != "2d" else (48, 32)))
+    x = torch.randn(2, arguments["in_channels"], *size, generator=torch.Generator().manual_seed(1))
     expected = plain_mednext(
-        weights,
-        x,
+        {key: value.double() for key, value in weights.items()},  # on a few positions, norms amplify rounding
+        x.double(),
         residual=arguments.get("do_res", False),
         norm=arguments.get("norm_type", "group"),
         deep_supervision=deep_supervision,
     )
     with torch.no_grad():
-        for got, wanted in zip(all_scales(network.eval(), x), expected, strict=True):
-            assert (got - wanted).abs().max() < 1e-5 * wanted.abs().max()
+        single = all_scales(network.eval(), x)
+        double = all_scales(network.double(), x.double())
+    for fast, got, wanted in zip(single, double, expected, strict=True):
+        assert (got - wanted).abs().max() < 1e-10 * wanted.abs().max()
+        assert (fast - wanted).abs().max() < 1e-3 * wanted.abs().max()
+
+
+def test_a_single_position_of_a_single_image_is_refused_as_torch_does():
+    network = authors.build(MEDNEXT, **SMALL).eval()
+    with pytest.raises(ValueError, match="single position"):
+        network(torch.zeros(1, 1, 16, 16, 16))
+    assert network.train()(torch.zeros(2, 1, 16, 16, 16)).isfinite().all()
+    layer = authors.build(MEDNEXT, **SMALL, norm_type="layer").eval()
+    assert layer(torch.zeros(1, 1, 16, 16, 16)).isfinite().all()
+
+
+def test_names_of_the_authors_package():
+    with torch.device("meta"):
+        large = {
+            authors.build(name, num_input_channels=1, num_classes=2, **arguments).state_dict().keys()
+            and str(authors.build(name, num_input_channels=1, num_classes=2, **arguments))
+            for name, arguments in (
+                (CREATE, {"model_id": "L", "kernel_size": 5, "deep_supervision": True}),
+                ("nnunet_mednext.create_mednext_v1", {"model_id": "L", "kernel_size": 5, "deep_supervision": True}),
+                (CREATE.replace("t_v1.create_mednext_v1", "t_v1.create_mednextv1_large"), {"kernel_size": 5, "ds": 1}),
+            )
+        }
+        assert len(large) == 1
+        same = (str(authors.build(name, **SMALL)) for name in (MEDNEXT, "nnunet_mednext.MedNeXt"))
+        assert next(same) == next(same)
 
 
 def test_kernels_are_the_authors():

@@ -8,18 +8,21 @@ import sys
 from pathlib import Path
 
 import golden_support as golden
+import numpy as np
 import pytest
 import torch
 from golden_support import needs_golden
 from scripts.networks import authors
-from scripts.networks.authors import utnet
+from scripts.networks.authors import keys, utnet
 from scripts.networks.utnet_attention import position_index
 
 TOLERANCE = 1e-4
 FULL, ENCODER_ONLY = utnet.OFFICIAL
-PAPER = [name for name in golden.names("utnet_*") if name.endswith("_paper")]
 SMALL = [name for name in golden.names("utnet_*") if not name.endswith("_paper")]
-# Seven attention blocks in a row, with random weights: float32 and float64 of this network differ by 1e-2.
+# Nine attentions in a row, whose random weights make logits of up to 5000: the softmax is a hard choice, and each of
+# them multiplies rounding by 2 to 10, from 1e-7 in the first convolution to 1e-2 at the end. The stored numbers are one
+# draw of that rounding: this network in float64, with all its rounding gone, is 2e-2 away from them. No order of
+# operations helps; bit by bit the convolutions have to be those of oneDNN on AVX2.
 UNSTABLE = "utnet_b8_blocks124_heads248"
 
 
@@ -35,9 +38,9 @@ def test_outputs_gradients_and_size(name):
     loss = sum(y.square().mean() for y in logits)
     loss.backward()
     assert loss.item() == pytest.approx(check["value"], rel=1e-3)
-    ours, _ = utnet.rename({key: torch.tensor(norm) for key, norm in check["grad_l2"].items()}, utnet._our_key)
+    expected = {utnet.our_key(key): norm for key, norm in check["grad_l2"].items()}
     got = {key: p.grad.norm().item() for key, p in network.named_parameters()}
-    assert got == pytest.approx({key: norm.item() for key, norm in ours.items()}, rel=5e-3, abs=1e-5)
+    assert got == pytest.approx(expected, rel=5e-3, abs=1e-5)
 
 
 @needs_golden
@@ -60,13 +63,17 @@ def test_the_unstable_fixture_with_the_instructions_that_it_was_made_with():
 
 
 @needs_golden
-@pytest.mark.parametrize("name", PAPER)
-def test_paper_sizes(name):
-    meta = golden.read(name)
-    with torch.device("meta"):
-        network = authors.build(meta["official_class"], **meta["config"])
-    assert sum(p.numel() for p in network.parameters()) == meta["n_params"]
-    assert golden.macs(network, meta["input_shape"]) == meta["macs"]["torch_flop_counter_half"]
+def test_the_unstable_fixture_is_one_draw_of_its_own_rounding():
+    meta = golden.read(UNSTABLE)
+    network, x = golden.loaded(meta), golden.make_input(meta["input_shape"])
+    with torch.no_grad():
+        single = network.decoder(network.encode(x))
+        double = [y.float() for y in network.double().decoder(network.encode(x.double()))]
+    (spec,), stored = meta["outputs"], np.load(golden.GOLDEN / f"{UNSTABLE}.npz")
+    rows = tuple(slice(None, None, step) for step in spec["strides"])
+    ours, exact = (np.abs(y[0][rows].numpy() - stored[spec["key"]]).max() / spec["absmax"] for y in (single, double))
+    assert 1e-2 < exact < 5e-2  # without rounding
+    assert ours < 1.5 * exact
 
 
 def build(official_class=FULL, **changes):
@@ -109,6 +116,7 @@ def test_without_pooling_the_levels_with_attention_are_strided():
     ("changes", "match"),
     [
         ({"bottleneck": True}, "bottleneck is True; only False is supported"),
+        ({"bottleneck": True, "block_list": "0", "num_heads": [1] * 5}, "bottleneck is True"),
         ({"block_list": "25"}, "block_list is '25'; expected digits of '01234'"),
         ({"block_list": None}, "block_list is None"),
         ({"num_heads": [2, 4]}, r"num_heads is \[2, 4\]; block_list '234' needs a list of at least 3 numbers"),
@@ -140,25 +148,25 @@ def official_keys(network) -> dict[str, torch.Tensor]:
         if key.startswith(("up3", "up4")):
             key = key.replace(".blocks.", ".conv.")
         key = key.replace("encoder.stages.0.", "inc.").replace("decoder.heads.0.", "outc.")
-        weights[key.replace(".position.table", utnet.TABLE)] = torch.randn_like(value) if value.ndim else value
+        weights[key.replace(".position.table", keys.TABLE)] = torch.randn_like(value) if value.ndim else value
     return weights
 
 
 def test_load_uses_or_names_every_key():
     network = build().eval()
     weights = official_keys(network)
-    index = f"down2.blocks.2.attn{utnet.INDEX}"
+    index = f"down2.blocks.2.attn{keys.INDEX}"
     ignored = authors.load(network, weights | {index: position_index(2)}, FULL)
     assert list(ignored) == [index]
     assert "constant of reduce_size" in ignored[index]
-    table = f"down2.blocks.2.attn{utnet.TABLE}"
+    table = f"down2.blocks.2.attn{keys.TABLE}"
     assert torch.equal(network.encoder.stages[2][2].attn.position.table, weights[table])
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"down2.blocks.2.attn" + utnet.INDEX: torch.zeros(4, 4, dtype=torch.int64)},  # another numbering
+        {"down2.blocks.2.attn" + keys.INDEX: torch.zeros(4, 4, dtype=torch.int64)},  # another numbering
         {"down1.blocks.1.conv1.weight": torch.zeros(8, 4, 3, 3)},  # a second tensor for one place
         {"out1.weight": torch.zeros(1, 32, 1, 1)},  # trained with aux_loss
         {"resnet.root.conv.weight": torch.zeros(1)},

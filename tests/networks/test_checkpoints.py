@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from monai.networks.nets import SwinUNETR
-from scripts.networks import MedNeXtDecoder, SwinEncoder, YNet, load_swin_weights, load_weights
+from scripts.networks import AddFusion, MedNeXtDecoder, SwinEncoder, YNet, load_swin_weights, load_weights
 from torch import nn
 
 
@@ -83,6 +86,51 @@ def test_load_weights_not_strict_names_the_rest(tmp_path, caplog):
     torch.save({"a": torch.zeros(1)}, tmp_path / "nothing.pt")
     with pytest.raises(ValueError, match="another network"):
         load_weights(target, tmp_path / "nothing.pt", strict=False)
+
+
+def with_fusion(seed):
+    plain = network(seed)
+    fusion = AddFusion(spatial_dims=2, channels=16, clinical_features=3)
+    return YNet(encoder=plain.encoder, decoder=plain.decoder, fusion=fusion)
+
+
+def test_a_file_without_fusion(tmp_path, caplog):
+    source, target = network(seed=1), with_fusion(seed=2)
+    before = {key: value.clone() for key, value in target.fusion.state_dict().items()}
+    torch.save(source.state_dict(), tmp_path / "image.pt")
+    with pytest.raises(ValueError, match=r"(?s)missing in the file: fusion.*no clinical variables: add fusion_none"):
+        load_weights(target, tmp_path / "image.pt")  # nobody shall be served by random numbers
+    assert not same(source.encoder, target.encoder)
+    with caplog.at_level(logging.WARNING):
+        assert load_weights(target, tmp_path / "image.pt", new="fusion") == ""
+    assert f"image.pt has no fusion: its {len(before)} tensors start at random" in caplog.text
+    assert same(source.encoder, target.encoder)
+    assert same(source.decoder, target.decoder)
+    assert all(torch.equal(value, before[key]) for key, value in target.fusion.state_dict().items())
+
+
+def test_a_fusion_in_the_file_must_fit(tmp_path):
+    state = with_fusion(seed=1).state_dict()
+    state.pop(next(key for key in state if key.startswith("fusion.")))
+    torch.save(state, tmp_path / "part.pt")
+    with pytest.raises(ValueError, match="1 missing in the file: fusion"):
+        load_weights(with_fusion(seed=2), tmp_path / "part.pt", new="fusion")
+    torch.save(with_fusion(seed=1).state_dict(), tmp_path / "fused.pt")
+    with pytest.raises(ValueError, match="unknown to the network: fusion"):
+        load_weights(network(), tmp_path / "fused.pt", new="fusion")
+
+
+@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
+def test_numbers_of_numpy_1_and_2(tmp_path, module):
+    numbers = {"loss": np.float64(0.5), "best": np.float32(0.25), "epoch": np.int64(3), "step": np.int32(7)}
+    torch.save({"state_dict": network(seed=1).state_dict(), **numbers}, tmp_path / "here.pt")
+    with zipfile.ZipFile(tmp_path / "here.pt") as here, zipfile.ZipFile(tmp_path / "there.pt", "w") as there:
+        for name in here.namelist():  # both write their own name for the function that makes a number
+            written = re.sub(rb"numpy\._?core\.multiarray", module.encode(), here.read(name))
+            there.writestr(name, written if name.endswith("data.pkl") else here.read(name))
+    target = network(seed=2)
+    load_weights(target, tmp_path / "there.pt")
+    assert same(target, network(seed=1))
 
 
 def test_refuses_files_that_hold_no_weights(tmp_path):

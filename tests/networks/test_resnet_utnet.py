@@ -63,8 +63,9 @@ def test_one_channel_is_repeated_to_three():
     grey, colour = encoder(), encoder(in_channels=3)
     colour.load_state_dict(grey.state_dict())
     x = image()
-    for a, b in zip(grey(x), colour(x.repeat(1, 3, 1, 1)), strict=True):
+    for a, b, c in zip(grey(x), colour(x.repeat(1, 3, 1, 1)), colour(x), strict=True):
         torch.testing.assert_close(a, b)
+        assert torch.equal(b, c)
     assert encoder(in_channels=2).root.conv.in_channels == 2
 
 
@@ -140,10 +141,13 @@ def test_refuses_argument(part, changes, match):
 def test_refuses_image_and_features():
     with pytest.raises(ValueError, match=r"spatial size \(32, 40\); each axis must be divisible by \(16, 16\)"):
         encoder()(image(32, 40))
-    with pytest.raises(ValueError, match=r"expected \(B, 3, H, W\)"):
-        encoder(in_channels=3)(image())
-    with pytest.raises(ValueError, match=r"\(16, 16\): a single position remains"):
-        encoder()(image(16, 16))
+    with pytest.raises(ValueError, match=r"expected \(B, 3, \*spatial\) with 2 spatial axes"):
+        encoder(in_channels=3)(image(channels=2))
+    with pytest.raises(ValueError, match=r"expected \(B, 1, \*spatial\) with 2 spatial axes"):
+        encoder()(image(channels=3))
+    with pytest.raises(ValueError, match=r"single position.*divisible by \(16, 16\)"):
+        encoder()(image(16, 16)[:1])
+    assert encoder()(image(16, 16))[-1].shape == (2, 512, 1, 1)  # torch normalises it in larger batches
     with pytest.raises(ValueError, match="got 1 features; expected 4"):
         decoder()([image(channels=32)])
     with pytest.raises(ValueError, match="deep_supervision is True in the network but False in its decoder"):

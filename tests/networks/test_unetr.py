@@ -136,7 +136,7 @@ def test_compiles_to_one_graph():
         ({"taps": [1, 0, 2]}, "expected increasing block indices"),
         ({"taps": [0, 1, 4]}, "expected increasing block indices from 0 to 3"),
         ({"taps": [-1, 0, 1]}, "expected increasing block indices"),
-        ({"img_size": 24}, "img_size is 24; expected one number or 2 of them, each divisible by 16"),
+        ({"img_size": 24}, r"img_size is 24; expected one number or 2 of them, divisible by \(16, 16\)"),
         ({"img_size": [16, 16, 16]}, "expected one number or 2 of them"),
         ({"img_size": 0}, "img_size is 0"),
         ({"in_channels": 0}, "in_channels is 0; expected at least 1"),

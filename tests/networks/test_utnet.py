@@ -6,7 +6,6 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from scripts.networks import NoFusion, SwinEncoder, UTNetDecoder, UTNetEncoder, YNet
-from scripts.networks.utnet import AttentionUp, ConvUp
 from scripts.networks.utnet_attention import (
     AttentionBlock,
     AttentionOptions,
@@ -15,6 +14,7 @@ from scripts.networks.utnet_attention import (
     fused_attention,
     plain_attention,
 )
+from scripts.networks.utnet_blocks import AttentionUp, ConvUp
 from support import CONFIGS
 
 CHANNELS = (4, 8, 16, 32, 64)
@@ -227,9 +227,9 @@ def test_refuses_argument(part, changes, match):
 def test_refuses_image_and_features():
     with pytest.raises(ValueError, match=r"spatial size \(32, 48\); each axis must be divisible by \(32, 32\)"):
         encoder()(image(32, 48))
-    with pytest.raises(ValueError, match=r"expected \(B, 1, H, W\)"):
+    with pytest.raises(ValueError, match=r"expected \(B, 1, \*spatial\) with 2 spatial axes"):
         encoder()(image(channels=2))
-    with pytest.raises(ValueError, match=r"expected \(B, 1, H, W\)"):
+    with pytest.raises(ValueError, match=r"expected \(B, 1, \*spatial\) with 2 spatial axes"):
         encoder()(torch.zeros(1, 1, 32, 32, 32))
     with pytest.raises(ValueError, match="got 1 features; expected 5"):
         decoder()([image(channels=4)])
@@ -237,6 +237,23 @@ def test_refuses_image_and_features():
     assert decoder(attention_levels=[3])(features)[0].shape[2:] == (48, 48)
     with pytest.raises(ValueError, match=r"feature 3 has spatial size \(6, 6\).*divisible by \[32, 32\]"):
         decoder(attention_levels=[3], reduce_size=4)(features)
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "sizes"),
+    [
+        ({"rel_pos": False}, (27, 18), [(27, 18), (13, 9), (6, 4), (3, 2), (1, 1)]),
+        ({"attention_levels": [3], "reduce_size": 3}, (27, 25), [(27, 25), (13, 12), (6, 6), (3, 3), (1, 1)]),
+        ({"rel_pos": False, "strided_levels": [1, 4]}, (27, 18), [(27, 18), (14, 9), (7, 4), (3, 2), (2, 1)]),
+    ],
+)
+def test_odd_maps_are_halved_as_the_authors_do(changes, size, sizes):
+    features = encoder(**changes)(image(*size))
+    assert [tuple(f.shape[2:]) for f in features] == sizes
+    up = {name: changes[name] for name in changes if name != "strided_levels"}
+    assert decoder(**up)(features)[0].shape[2:] == size
+    with pytest.raises(ValueError, match="divisible by"):
+        encoder(**changes)(image(1, 18))
 
 
 def from_yaml(**overrides) -> YNet:

@@ -18,8 +18,14 @@ logger = logging.getLogger(__name__)
 
 CONTAINERS = ("network", "state_dict", "model", "model_state_dict", "net", "weights")  # where savers put the weights
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
-# numpy numbers, such as the losses that nnU-Net keeps beside its weights
-NUMBERS = [np.core.multiarray.scalar, np.dtype, *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8"))]
+# numpy numbers, such as the losses that nnU-Net keeps beside its weights; numpy 1 and 2 have two names for one function
+SCALAR = np.float64().__reduce__()[0]
+NUMBERS = [
+    (SCALAR, "numpy.core.multiarray.scalar"),
+    (SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4")),
+]
 SHOWN = 8  # keys listed in a message
 STAGE = re.compile(r"layers(\d)c?\.")
 
@@ -62,13 +68,15 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
-def load_weights(network: nn.Module, path: str | Path, strict: bool = True) -> str:
+def load_weights(network: nn.Module, path: str | Path, strict: bool = True, new: str = "") -> str:
     """Load a checkpoint of this very network; the network is left as it was unless everything fits.
 
     Args:
         network: the network; every parameter and buffer must be in the file, with the same shape, and nothing else.
         path: see `read_state_dict`.
         strict: False loads what fits and logs a warning that names the rest, as when fine-tuning for other classes.
+        new: a part of the network, such as "fusion", that the file may lack as a whole: it then keeps its random
+            weights, for a training to start from, and a warning says so.
 
     Returns:
         What did not fit; empty if everything did.
@@ -80,10 +88,17 @@ def load_weights(network: nn.Module, path: str | Path, strict: bool = True) -> s
     """
     state = read_state_dict(path)
     target = network.state_dict()
+    lacking = [key for key in target if key.startswith(f"{new}.")] if new else []
+    if lacking and not any(key.startswith(f"{new}.") for key in state):
+        logger.warning("%s has no %s: its %d tensors start at random.", path, new, len(lacking))
+        state |= {key: target[key] for key in lacking}
     problems = mismatches(target, state)
     fitting = {key: state[key] for key in target if key in state and state[key].shape == target[key].shape}
     if problems and (strict or not fitting):
-        raise ValueError(f"{path} is a checkpoint of another network than this one. Nothing was loaded.\n{problems}")
+        raise ValueError(
+            f"{path} is a checkpoint of another network than this one. Nothing was loaded.\n{problems}"
+            f"{_without_fusion(target, state)}"
+        )
     if problems:
         logger.warning("%s: loaded %d of %d tensors.\n%s", path, len(fitting), len(target), problems)
     network.load_state_dict(fitting, strict=not problems)
@@ -138,6 +153,14 @@ def load_swin_weights(encoder: SwinEncoder, path: str | Path) -> dict[str, str]:
     swin.load_state_dict(state)
     logger.info("%s: loaded %d tensors, left out %d.", path, len(state), len(ignored))
     return ignored
+
+
+def _without_fusion(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """Cure for a file that lacks nothing but the fusion with clinical variables."""
+    rest = {key: value for key, value in target.items() if not key.startswith("fusion.")}
+    if len(rest) == len(target) or mismatches(rest, state):
+        return ""
+    return "\nIt knows no clinical variables: add fusion_none to the configuration, or train the fusion from it first."
 
 
 def _is_state_dict(content: Mapping) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from monai.networks.layers import Conv
 from torch import Tensor, nn
 
-from .mednext_blocks import DownBlock, UpBlock, check_arguments, run, stage
+from .levels import check_count, check_image, check_not_single, check_positive, level_strides, per_level, steps
+from .mednext_blocks import LEAST_BATCH, DownBlock, UpBlock, check_arguments, run, stage
 
 
 class MedNeXtEncoder(nn.Module):
@@ -72,13 +72,12 @@ class MedNeXtEncoder(nn.Module):
     ) -> None:
         super().__init__()
         check_arguments(spatial_dims, kernel_size, channels, norm)
-        if in_channels < 1:
-            raise ValueError(f"in_channels is {in_channels}; expected at least 1.")
+        check_positive(in_channels=in_channels)
         levels = len(channels)
-        expansion_ratio = _per_level("expansion_ratio", expansion_ratio, levels, minimum=1)
-        blocks = _per_level("blocks", blocks, levels - 1, minimum=0)
+        expansion_ratio = per_level("expansion_ratio", expansion_ratio, levels, minimum=1)
+        blocks = per_level("blocks", blocks, levels - 1, minimum=0)
         self.channels = tuple(channels)
-        self.strides = _strides(strides, levels, spatial_dims)
+        self.strides = level_strides(strides, levels, spatial_dims)
         if set(self.strides[0]) != {1}:
             raise ValueError(f"strides is {strides}; expected 1 at first: the finest feature is at full resolution.")
         self.divisor = self.strides[-1]
@@ -103,12 +102,12 @@ class MedNeXtEncoder(nn.Module):
                 **options,
                 in_channels=channels[level],
                 out_channels=channels[level + 1],
-                stride=_steps(self.strides, level),
+                stride=step,
                 expansion_ratio=expansion_ratio[level + 1],  # MONAI 1.6.1 takes that of the finer level
                 residual=resampling_residual,
                 global_response_norm=global_response_norm and level > 0,
             )
-            for level in range(levels - 1)
+            for level, step in enumerate(steps(self.strides))
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -133,22 +132,9 @@ class MedNeXtEncoder(nn.Module):
         return [*features, x]
 
     def _check_image(self, x: Tensor) -> None:
-        if x.ndim != 2 + len(self.divisor) or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"image has shape {tuple(x.shape)}; expected (B, {self.in_channels}, *spatial) with "
-                f"{len(self.divisor)} spatial axes."
-            )
-        spatial = tuple(x.shape[2:])
-        if any(size == 0 or size % divisor for size, divisor in zip(spatial, self.divisor, strict=True)):
-            raise ValueError(
-                f"image has spatial size {spatial}; each axis must be divisible by {self.divisor}. Pad the image or "
-                "choose another patch size."
-            )
-        if self.norm == "group" and spatial == self.divisor:
-            raise ValueError(
-                f"image has spatial size {spatial}, of which the coarsest feature map is a single position, which "
-                "instance normalisation would erase. At least one axis must be twice as long."
-            )
+        check_image(x, self.in_channels, self.divisor)
+        coarsest = [size // stride for size, stride in zip(x.shape[2:], self.divisor, strict=True)]
+        check_not_single(coarsest, self.divisor, batch=len(x), least_batch=LEAST_BATCH[self.norm])
 
 
 class MedNeXtDecoder(nn.Module):
@@ -207,13 +193,12 @@ class MedNeXtDecoder(nn.Module):
     ) -> None:
         super().__init__()
         check_arguments(spatial_dims, kernel_size, channels, norm)
-        if out_channels < 1:
-            raise ValueError(f"out_channels is {out_channels}; expected at least 1.")
+        check_positive(out_channels=out_channels)
         levels = len(channels)
-        expansion_ratio = _per_level("expansion_ratio", expansion_ratio, levels, minimum=1)
-        blocks = _per_level("blocks", blocks, levels, minimum=0)
+        expansion_ratio = per_level("expansion_ratio", expansion_ratio, levels, minimum=1)
+        blocks = per_level("blocks", blocks, levels, minimum=0)
         self.channels = tuple(channels)
-        self.strides = _strides(strides, levels, spatial_dims)
+        self.strides = level_strides(strides, levels, spatial_dims)
         self.deep_supervision = deep_supervision
         self.norm = norm
         self.use_checkpoint = use_checkpoint
@@ -234,11 +219,11 @@ class MedNeXtDecoder(nn.Module):
                 **options,
                 in_channels=channels[level + 1],
                 out_channels=channels[level],
-                stride=_steps(self.strides, level),
+                stride=step,
                 expansion_ratio=expansion_ratio[level],
                 residual=resampling_residual,
             )
-            for level in range(levels - 1)
+            for level, step in enumerate(steps(self.strides))
         )
         self.heads = nn.ModuleList(
             Conv[Conv.CONV, spatial_dims](channels[level], out_channels, kernel_size=1)
@@ -268,41 +253,6 @@ class MedNeXtDecoder(nn.Module):
         return [head(x) for head, x in zip(self.heads, maps, strict=False)]  # without deep supervision: the finest
 
     def _check_features(self, features: list[Tensor]) -> None:
-        if len(features) != len(self.channels):
-            raise ValueError(f"got {len(features)} features; expected {len(self.channels)}, one per entry of channels.")
-        coarsest = tuple(features[-1].shape[2:])
-        if self.norm == "group" and math.prod(coarsest) < 2:
-            raise ValueError(
-                f"the coarsest feature map has spatial size {coarsest}: a single position, which instance "
-                f"normalisation would erase. Each axis of the image must be divisible by {self.strides[-1]} and at "
-                "least one axis at least twice that."
-            )
-
-
-def _steps(strides: Sequence[Sequence[int]], level: int) -> list[int]:
-    """Factor per axis between a level and the next coarser one."""
-    return [coarse // fine for fine, coarse in zip(strides[level], strides[level + 1], strict=True)]
-
-
-def _per_level(name: str, value: int | Sequence[int], levels: int, *, minimum: int) -> list[int]:
-    """Expand a number to one per level, or check that a list has one per level."""
-    values = [value] * levels if isinstance(value, int) else list(value)
-    if len(values) != levels or min(values) < minimum:
-        raise ValueError(f"{name} is {value}; expected a number of at least {minimum}, or {levels} (one per level).")
-    return values
-
-
-def _strides(
-    strides: Sequence[int | Sequence[int]] | None, levels: int, spatial_dims: int
-) -> tuple[tuple[int, ...], ...]:
-    """Stride of each level per axis, each a multiple of the one before."""
-    strides = [2**level for level in range(levels)] if strides is None else strides
-    full = tuple((s,) * spatial_dims if isinstance(s, int) else tuple(s) for s in strides)
-    if len(full) != levels or any(len(s) != spatial_dims or min(s) < 1 for s in full):
-        raise ValueError(
-            f"strides is {strides}; expected {levels} entries (one per level), each a number or {spatial_dims} of them."
-        )
-    for fine, coarse in zip(full, full[1:], strict=False):
-        if any(c % f for f, c in zip(fine, coarse, strict=True)):
-            raise ValueError(f"strides is {strides}; {coarse} is not a multiple of {fine} on every axis.")
-    return full
+        check_count(features, self.channels)
+        coarsest = features[-1]
+        check_not_single(coarsest.shape[2:], self.strides[-1], batch=len(coarsest), least_batch=LEAST_BATCH[self.norm])

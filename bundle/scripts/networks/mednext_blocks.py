@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from .levels import check_channels, check_spatial_dims, least_batch
+
 
 class ChannelNorm(nn.LayerNorm):
     """Layer normalisation over the channels of each position, where MONAI's blocks have one that fits no map.
@@ -35,6 +37,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 NORMS = {"group": lambda channels: nn.GroupNorm(channels, channels), "layer": ChannelNorm}
+LEAST_BATCH = {name: least_batch(norm(1)) for name, norm in NORMS.items()}  # for maps of a single position
 
 
 class Block(MedNeXtBlock):
@@ -87,7 +90,7 @@ class DownBlock(MedNeXtDownBlock):
         in_channels: channels of the finer map.
         out_channels: channels of the coarser map.
         stride: downsampling factor per axis.
-        kernel_size: odd side of the depthwise kernel; an axis whose stride is larger gets a kernel without gaps.
+        kernel_size: odd side of the depthwise kernel; an axis with a larger stride above 2 gets one without gaps.
         expansion_ratio: width of the hidden layer as a multiple of `in_channels`.
         residual: add a strided 1x1 convolution of the input to the output.
         norm: see `Block`.
@@ -141,7 +144,7 @@ class UpBlock(MedNeXtUpBlock):
         in_channels: channels of the coarser map.
         out_channels: channels of the finer map.
         stride: upsampling factor per axis.
-        kernel_size: odd side of the depthwise kernel; an axis whose stride is larger gets a kernel without gaps.
+        kernel_size: odd side of the depthwise kernel; an axis with a larger stride above 2 gets one without gaps.
         expansion_ratio: width of the hidden layer as a multiple of `in_channels`.
         residual: add a transposed 1x1 convolution of the input to the output.
         norm: see `Block`.
@@ -199,12 +202,10 @@ def check_arguments(spatial_dims: int, kernel_size: int, channels: Sequence[int]
     Raises:
         ValueError: if an argument is out of range.
     """
-    if spatial_dims not in (2, 3):
-        raise ValueError(f"spatial_dims is {spatial_dims}; expected 2 or 3.")
+    check_spatial_dims(spatial_dims)
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size is {kernel_size}; expected an odd number.")
-    if len(channels) < 2 or min(channels) < 1:
-        raise ValueError(f"channels is {list(channels)}; expected at least two levels of at least one channel.")
+    check_channels(channels)
     if norm not in NORMS:
         raise ValueError(f"norm is {norm!r}; expected one of {list(NORMS)}.")
 
@@ -215,8 +216,8 @@ def stage(blocks: int, **options: Any) -> nn.Sequential:
 
 
 def without_gaps(kernel_size: int, stride: Sequence[int]) -> tuple[int, ...]:
-    """Side of the depthwise kernel per axis: `kernel_size`, or the smallest odd number that spans the stride."""
-    return tuple(max(kernel_size, s // 2 * 2 + 1) for s in stride)
+    """Side of the depthwise kernel per axis: `kernel_size`, or the smallest odd number that spans a stride above 2."""
+    return tuple(max(kernel_size, s // 2 * 2 + 1) if s > 2 else kernel_size for s in stride)
 
 
 def run(blocks: Iterable[nn.Module], x: Tensor, *, recompute: bool) -> Tensor:

@@ -12,8 +12,7 @@ from monai.networks.nets import DynUNet, SegResNet, UNet
 from monai.networks.nets.mednext import MedNeXt
 from torch import Tensor, nn
 
-from .swin import check_image
-from .unetr import check_not_single, erases_points
+from .levels import check_count, check_image, check_not_single, least_batch
 
 
 class MonaiEncoder(nn.Module):
@@ -56,7 +55,7 @@ class MonaiEncoder(nn.Module):
         self.strides = halves.strides()
         self.divisor = self.strides[-1]
         self.stages = nn.ModuleList(halves.stages)
-        self.erases_points = erases_points(self.stages[-1])
+        self.least_batch = least_batch(self.stages[-1])
         self.monai_keys = _monai_keys(self, network)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -73,9 +72,8 @@ class MonaiEncoder(nn.Module):
         """
         if not torch.jit.is_tracing():
             check_image(x, self.in_channels, self.divisor)
-            if self.erases_points:
-                coarsest = [size // stride for size, stride in zip(x.shape[2:], self.divisor, strict=True)]
-                check_not_single(coarsest, self.divisor)
+            coarsest = [size // stride for size, stride in zip(x.shape[2:], self.divisor, strict=True)]
+            check_not_single(coarsest, self.divisor, batch=len(x), least_batch=self.least_batch)
         features = []
         for stage in self.stages:
             x = stage(x)
@@ -124,8 +122,7 @@ class MonaiDecoder(nn.Module):
         Raises:
             ValueError: if the number of features is wrong.
         """
-        if len(features) != len(self.channels):
-            raise ValueError(f"got {len(features)} features; expected {len(self.channels)}, one per level.")
+        check_count(features, self.channels)
         x = self.bottleneck(features[-1])
         maps = [x]
         for level in reversed(range(len(self.ups))):

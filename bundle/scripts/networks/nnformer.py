@@ -17,10 +17,9 @@ from monai.networks.nets.swin_unetr import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .levels import check_count, check_image, level_strides
 from .mednext_blocks import ChannelNorm
-from .res_unet import check_count, check_levels, halvings
-from .swin import check_image
-from .unetr import level_strides
+from .res_unet import check_levels, halvings
 from .ux_net import drop_rates
 
 PATCH = {1: (1, 1), 2: (2, 1), 4: (2, 2)}  # strides of the two convolutions that make a token of so many voxels
@@ -270,7 +269,7 @@ class NNFormerDecoder(nn.Module):
         Raises:
             ValueError: if the number of features is wrong.
         """
-        check_count(features, len(self.channels))
+        check_count(features, self.channels)
         x = features[-1]
         maps = []
         for level in reversed(range(len(self.ups))):

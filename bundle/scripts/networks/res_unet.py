@@ -11,8 +11,15 @@ from monai.networks.blocks.dynunet_block import UnetResBlock, UnetUpBlock
 from monai.networks.layers import Conv, Pool
 from torch import Tensor, nn
 
-from .swin import check_image
-from .unetr import check_not_single, level_strides
+from .levels import (
+    check_channels,
+    check_count,
+    check_image,
+    check_not_single,
+    check_positive,
+    check_spatial_dims,
+    level_strides,
+)
 
 NORM = ("instance", {"affine": True})
 ACT = ("leakyrelu", {"inplace": True, "negative_slope": 0.01})
@@ -208,7 +215,7 @@ class UNetDecoder(nn.Module):
         Raises:
             ValueError: if the number of features is wrong.
         """
-        check_count(features, len(self.channels))
+        check_count(features, self.channels)
         x = features[-1]
         maps = []
         for level in reversed(range(len(self.ups))):
@@ -238,19 +245,9 @@ def check_levels(spatial_dims: int, channels: Sequence[int], **sizes: int) -> No
     Raises:
         ValueError: if an argument is out of range.
     """
-    if spatial_dims not in (2, 3):
-        raise ValueError(f"spatial_dims is {spatial_dims}; expected 2 or 3.")
-    if len(channels) < 2 or min(channels) < 1:
-        raise ValueError(f"channels is {list(channels)}; expected at least two levels of at least one channel.")
-    for name, n in sizes.items():
-        if n < 1:
-            raise ValueError(f"{name} is {n}; expected at least 1.")
-
-
-def check_count(features: Sequence[Tensor], levels: int) -> None:
-    """Refuse another number of features than there are levels."""
-    if len(features) != levels:
-        raise ValueError(f"got {len(features)} features; expected {levels}, one per level.")
+    check_spatial_dims(spatial_dims)
+    check_channels(channels)
+    check_positive(**sizes)
 
 
 def _convolution(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:

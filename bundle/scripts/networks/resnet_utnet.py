@@ -10,8 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .utnet import ConvUp, check_channels, check_count, check_image, check_two_dimensional, per_axis_strides
+from .levels import (
+    check_channels,
+    check_count,
+    check_image,
+    check_not_single,
+    check_planes,
+    check_positive,
+    grey_or_colour,
+    least_batch,
+    level_strides,
+)
 from .utnet_attention import AttentionBlock, AttentionOptions, check_heads, check_levels, per_level, resize
+from .utnet_blocks import ConvUp
 
 LEVELS = 4
 GROUPS = 32
@@ -74,7 +85,8 @@ class ResNetEncoder(nn.Module):
 
     Args:
         spatial_dims: 2.
-        in_channels: channels of the image; one channel is repeated to three, which is what pretrained weights expect.
+        in_channels: channels of the image. A single one is repeated to the three that pretrained weights expect; an
+            encoder for three is also given images of one.
         feature_size: channels of the finest level, a multiple of 32; the others have 4, 8 and 16 times as many.
         block_units: bottlenecks of the three coarser levels; (3, 4, 9) is the ResNet50 of TransUNet.
         attention_levels: levels (0 is the finest, 3 the coarsest) with attention blocks on top; none: ResNet50-UNet.
@@ -123,9 +135,8 @@ class ResNetEncoder(nn.Module):
         proj_drop: float = 0.1,
     ) -> None:
         super().__init__()
-        check_two_dimensional(spatial_dims)
-        if in_channels < 1:
-            raise ValueError(f"in_channels is {in_channels}; expected at least 1.")
+        check_planes(spatial_dims)
+        check_positive(in_channels=in_channels)
         if feature_size < 1 or feature_size % GROUPS:
             raise ValueError(f"feature_size is {feature_size}; expected a multiple of {GROUPS}.")
         if len(block_units) != LEVELS - 1 or min(block_units) < 1:
@@ -152,6 +163,7 @@ class ResNetEncoder(nn.Module):
             return nn.Sequential(first, *(Bottleneck(4 * hidden, hidden) for _ in range(block_units[index] - 1)))
 
         self.stages = nn.ModuleList(stage(index) for index in range(LEVELS - 1))
+        self.least_batch = least_batch(self.stages[-1])
         self.attention = nn.ModuleList(
             nn.Sequential(
                 *(
@@ -166,7 +178,8 @@ class ResNetEncoder(nn.Module):
         """Encode an image.
 
         Args:
-            x: image `(B, in_channels, H, W)`, both axes divisible by `divisor`, at least one twice as large as 16.
+            x: image `(B, in_channels, H, W)`, where `in_channels` is 3 also `(B, 1, H, W)`, both axes divisible by
+                `divisor`; in batches of one, at least one of them twice as large as 16.
 
         Returns:
             Features `(B, channels[i], H / 2**(i + 1), W / 2**(i + 1))`, finest first.
@@ -176,7 +189,7 @@ class ResNetEncoder(nn.Module):
         """
         if not torch.jit.is_tracing():
             self._check_image(x)
-        finest = self.root(x.expand(-1, 3, -1, -1) if self.in_channels == 1 else x)
+        finest = self.root(grey_or_colour(x, self.root.conv.in_channels))
         x = self.stages[0](F.max_pool2d(finest, kernel_size=3, stride=2))  # one row and column short
         features = [finest, F.pad(x, (0, 1, 0, 1))]
         for stage in self.stages[1:]:
@@ -185,12 +198,10 @@ class ResNetEncoder(nn.Module):
         return [attention(feature) for attention, feature in zip(self.attention, features, strict=True)]
 
     def _check_image(self, x: Tensor) -> None:
-        check_image(x, self.in_channels, self.divisor)
-        if max(x.shape[2:]) < 2 * self.strides[-1][0]:
-            raise ValueError(
-                f"image has spatial size {tuple(x.shape[2:])}: a single position remains at the coarsest level, which "
-                "normalisation would erase. At least one axis must have 32 pixels."
-            )
+        check_image(grey_or_colour(x, self.in_channels), self.in_channels, self.divisor)
+        stride = self.strides[-1]
+        coarsest = [n // s for n, s in zip(x.shape[2:], stride, strict=True)]
+        check_not_single(coarsest, stride, batch=len(x), least_batch=self.least_batch)
 
 
 class ResNetUNetDecoder(nn.Module):
@@ -228,11 +239,12 @@ class ResNetUNetDecoder(nn.Module):
         strides: Sequence[int | Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
-        check_two_dimensional(spatial_dims)
-        check_channels(channels, out_channels)
-        levels = len(channels)
+        check_planes(spatial_dims)
+        check_channels(channels)
+        check_positive(out_channels=out_channels)
+        strides = [2 ** (level + 1) for level in range(len(channels))] if strides is None else strides
         self.channels = tuple(channels)
-        self.strides = per_axis_strides([2 ** (i + 1) for i in range(levels)] if strides is None else strides, levels)
+        self.strides = level_strides(strides, len(channels), spatial_dims)
         self.deep_supervision = False
         self.ups = nn.ModuleList(
             ConvUp(coarse, fine, blocks=1) for fine, coarse in zip(channels, channels[1:], strict=False)

@@ -9,6 +9,8 @@ from monai.networks.layers import Conv
 from monai.networks.nets.swin_unetr import MERGING_MODE, SwinTransformer
 from torch import Tensor, nn
 
+from .levels import check_image, check_positive, check_rates, check_spatial_dims, per_axis
+
 
 class SwinEncoder(nn.Module):
     """MONAI's Swin Transformer as an encoder, with the image or a 1x1 convolution of it as the finest feature.
@@ -82,8 +84,7 @@ class SwinEncoder(nn.Module):
         attn_drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        if spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims is {spatial_dims}; expected 2 or 3.")
+        check_spatial_dims(spatial_dims)
         if not 1 <= len(depths) <= 4 or min(depths) < 1:
             raise ValueError(f"depths is {list(depths)}; expected 1 to 4 stages of at least one block each.")
         if len(num_heads) != len(depths):
@@ -94,22 +95,15 @@ class SwinEncoder(nn.Module):
                     f"num_heads[{stage}] is {heads}; it must divide the width {feature_size * 2**stage} of that stage "
                     f"(feature_size {feature_size} * {2**stage})."
                 )
-        rates = {"drop_path_rate": drop_path_rate, "drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate}
-        for name, rate in rates.items():
-            if not 0 <= rate < 1:
-                raise ValueError(f"{name} is {rate}; expected a probability in [0, 1).")
+        check_rates(drop_path_rate=drop_path_rate, drop_rate=drop_rate, attn_drop_rate=attn_drop_rate)
         if downsample not in MERGING_MODE:
             raise ValueError(f"downsample is {downsample!r}; expected one of {list(MERGING_MODE)}.")
         stem_channels = feature_size if stem_channels is None else stem_channels
-        for name, n, least in (
-            ("in_channels", in_channels, 1),
-            ("feature_size", feature_size, 1),
-            ("stem_channels", stem_channels, 0),
-        ):
-            if n < least:
-                raise ValueError(f"{name} is {n}; expected at least {least}.")
-        window = _per_axis("window_size", window_size, spatial_dims)
-        patch = _per_axis("patch_size", patch_size, spatial_dims)
+        check_positive(in_channels=in_channels, feature_size=feature_size)
+        if stem_channels < 0:
+            raise ValueError(f"stem_channels is {stem_channels}; expected at least 0.")
+        window = per_axis("window_size", window_size, spatial_dims)
+        patch = per_axis("patch_size", patch_size, spatial_dims)
 
         stages = len(depths)
         self.channels = (stem_channels or in_channels, *(feature_size * 2**i for i in range(stages + 1)))
@@ -163,34 +157,3 @@ class SwinEncoder(nn.Module):
             hidden = getattr(swin, f"layers{stage}")[0](hidden.contiguous())
             features.append(swin.proj_out(hidden, self.normalize))
         return features
-
-
-def check_image(x: Tensor, in_channels: int, divisor: Sequence[int]) -> None:
-    """Refuse an image that an encoder cannot take.
-
-    Args:
-        x: the image; expected `(B, in_channels, *spatial)`.
-        in_channels: channels of the image.
-        divisor: what each spatial axis must be divisible by.
-
-    Raises:
-        ValueError: naming what came and what was expected.
-    """
-    if x.ndim != 2 + len(divisor) or x.shape[1] != in_channels:
-        raise ValueError(
-            f"image has shape {tuple(x.shape)}; expected (B, {in_channels}, *spatial) with {len(divisor)} spatial axes."
-        )
-    spatial = tuple(x.shape[2:])
-    if any(size == 0 or size % d for size, d in zip(spatial, divisor, strict=True)):
-        raise ValueError(
-            f"image has spatial size {spatial}; each axis must be divisible by {tuple(divisor)}. Pad the image or "
-            "choose another patch size."
-        )
-
-
-def _per_axis(name: str, value: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
-    """Expand a number to one per axis, or check that a list has one per axis."""
-    values = (value,) * spatial_dims if isinstance(value, int) else tuple(value)
-    if len(values) != spatial_dims or min(values) < 1:
-        raise ValueError(f"{name} is {value}; expected a positive number, or {spatial_dims} of them.")
-    return values

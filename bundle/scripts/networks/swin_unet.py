@@ -7,10 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .levels import (
+    check_channels,
+    check_count,
+    check_fixed_image,
+    check_planes,
+    check_positive,
+    fixed_size,
+    grey_or_colour,
+    level_strides,
+    steps,
+)
 from .swin_unet_blocks import PatchExpanding, PatchMerging, SwinOptions, SwinStage, window_side
-from .transunet import check_fixed_image, fixed_size
-from .unetr import level_strides
-from .utnet import check_channels, check_count, check_two_dimensional
 
 
 class SwinUNetEncoder(nn.Module):
@@ -72,10 +80,8 @@ class SwinUNetEncoder(nn.Module):
         use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        check_two_dimensional(spatial_dims)
-        for name, n in (("in_channels", in_channels), ("feature_size", feature_size), ("patch_size", patch_size)):
-            if n < 1:
-                raise ValueError(f"{name} is {n}; expected at least 1.")
+        check_planes(spatial_dims)
+        check_positive(in_channels=in_channels, feature_size=feature_size, patch_size=patch_size)
         options = SwinOptions(
             window_size=window_size,
             mlp_ratio=mlp_ratio,
@@ -122,7 +128,7 @@ class SwinUNetEncoder(nn.Module):
             ValueError: if the image does not fit.
         """
         if not torch.jit.is_tracing():
-            check_fixed_image(x, self.in_channels, self.divisor, self.img_size)
+            check_fixed_image(grey_or_colour(x, self.in_channels), self.in_channels, self.divisor, self.img_size)
         x = self.embedding(x.expand(-1, self.image_channels, *self.img_size))
         x = self.embedding_norm(_tokens(x))
         if self.positions is not None:
@@ -188,8 +194,9 @@ class SwinUNetDecoder(nn.Module):
         use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        check_two_dimensional(spatial_dims)
-        check_channels(channels, out_channels)
+        check_planes(spatial_dims)
+        check_channels(channels)
+        check_positive(out_channels=out_channels)
         _check_blocks(channels, depths, num_heads)
         options = SwinOptions(
             window_size=window_size,
@@ -206,8 +213,7 @@ class SwinUNetDecoder(nn.Module):
         size = fixed_size(img_size, self.strides[-1])
         self.resolutions = _resolutions(size, self.strides, window_size)
         self.expands = nn.ModuleList(
-            PatchExpanding(channels[level + 1], channels[level], _ratio(self.strides[level], self.strides[level + 1]))
-            for level in range(len(channels) - 1)
+            PatchExpanding(*widths) for widths in zip(channels[1:], channels, steps(self.strides), strict=False)
         )
         self.joins = nn.ModuleList(nn.Linear(2 * width, width) for width in channels[:-1])
         levels = list(zip(channels, num_heads, self.resolutions, _rates(depths, drop_path_rate), strict=True))
@@ -248,7 +254,7 @@ def _resolutions(
     img_size: Sequence[int], strides: Sequence[Sequence[int]], window_size: int
 ) -> tuple[tuple[int, ...], ...]:
     """Tokens of each level along each axis, which windows must tile."""
-    resolutions = tuple(_ratio(stride, img_size) for stride in strides)
+    resolutions = tuple(tuple(n // s for n, s in zip(img_size, stride, strict=True)) for stride in strides)
     for resolution, stride in zip(resolutions, strides, strict=True):
         side = window_side(resolution, window_size)
         if any(n % side for n in resolution):
@@ -271,13 +277,9 @@ def _check_blocks(channels: Sequence[int], depths: Sequence[int], num_heads: Seq
 
 def _rates(depths: Sequence[int], last: float) -> list[list[float]]:
     """Stochastic depth of each block of each level, growing linearly over all of them."""
-    steps = max(sum(depths) - 1, 1)
+    count = max(sum(depths) - 1, 1)
     starts = [sum(depths[:level]) for level in range(len(depths))]
-    return [[last * (start + i) / steps for i in range(n)] for start, n in zip(starts, depths, strict=True)]
-
-
-def _ratio(fine: Sequence[int], coarse: Sequence[int]) -> tuple[int, ...]:
-    return tuple(c // f for f, c in zip(fine, coarse, strict=True))
+    return [[last * (start + i) / count for i in range(n)] for start, n in zip(starts, depths, strict=True)]
 
 
 def _tokens(x: Tensor) -> Tensor:

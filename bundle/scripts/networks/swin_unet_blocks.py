@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .transunet import hidden_layer
+from .transunet_blocks import hidden_layer
 from .utnet_attention import RelativePositionBias
 
 MASKED = -100.0  # what the authors add to the attention between tokens that are no neighbours

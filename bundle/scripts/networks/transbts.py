@@ -12,8 +12,8 @@ from monai.networks.layers import Conv, Dropout, Norm
 from monai.networks.layers.simplelayers import SkipConnection
 from torch import Tensor, nn
 
-from .res_unet import check_count, check_levels
-from .swin import check_image
+from .levels import check_count, check_image
+from .res_unet import check_levels
 
 GROUPS = 8
 
@@ -223,7 +223,7 @@ class TransBTSDecoder(nn.Module):
         Raises:
             ValueError: if the number of features is wrong.
         """
-        check_count(features, len(self.channels))
+        check_count(features, self.channels)
         x = self.bottleneck(features[-1])
         for level in reversed(range(len(self.ups))):
             x = self.joins[level](torch.cat([features[level], self.ups[level](x)], dim=1))  # (B, 2C, *spatial)

@@ -3,72 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
-from monai.networks.layers import Conv, Norm
+from monai.networks.layers import Conv
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .swin import check_image
-from .unetr import level_strides
-from .utnet import check_count
-
-EPS = 1e-6  # of the layer normalisations
-INTERPOLATION = {2: "bilinear", 3: "trilinear"}
-
-
-class TokenAttention(nn.Module):
-    """Multi-head self-attention of tokens.
-
-    Args:
-        width: width C of the tokens.
-        heads: number of heads; must divide `width`.
-        dropout: of the attention weights and of the output, in [0, 1).
-    """
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map tokens `(B, N, C)` to the same shape."""
-        q, k, v = (self._split_heads(part(x)) for part in (self.query, self.key, self.value))
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout.p if self.training else 0.0)
-        return self.dropout(self.out(x.transpose(1, 2).flatten(2)))  # (B, N, C)
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, C / heads)
-
-
-class TransformerBlock(nn.Module):
-    """Attention and a hidden layer, each after a layer normalisation and residual.
-
-    Args:
-        width: width C of the tokens.
-        mlp_dim: width of the hidden layer.
-        heads: attention heads; must divide `width`.
-        dropout: of the hidden layer and its output, in [0, 1).
-        attention_dropout: of the attention weights and its output, in [0, 1).
-
-    References:
-        Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, arXiv:2010.11929, equations 2 and 3.
-    """
-
-    def __init__(self, width: int, mlp_dim: int, heads: int, dropout: float, attention_dropout: float) -> None:
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(width, eps=EPS)
-        self.attn = TokenAttention(width, heads, attention_dropout)
-        self.ffn_norm = nn.LayerNorm(width, eps=EPS)
-        self.ffn = hidden_layer(width, mlp_dim, dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map tokens `(B, N, C)` to the same shape."""
-        x = x + self.attn(self.attention_norm(x))
-        return x + self.ffn(self.ffn_norm(x))
+from .levels import (
+    check_count,
+    check_fixed_image,
+    check_positive,
+    check_rates,
+    check_spatial_dims,
+    fixed_size,
+    grey_or_colour,
+    level_strides,
+)
+from .transunet_blocks import EPS, TransformerBlock, UpBlock, convolution
 
 
 class ImageEncoder(nn.Module):
@@ -96,9 +47,8 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, *, spatial_dims: int = 2, in_channels: int) -> None:
         super().__init__()
-        _check_spatial_dims(spatial_dims)
-        if in_channels < 1:
-            raise ValueError(f"in_channels is {in_channels}; expected at least 1.")
+        check_spatial_dims(spatial_dims)
+        check_positive(in_channels=in_channels)
         self.in_channels = in_channels
         self.channels = (in_channels,)
         self.strides = ((1,) * spatial_dims,)
@@ -161,14 +111,10 @@ class TransUNetEncoder(nn.Module):
         attention_dropout_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, n in (("patch_size", patch_size), ("mlp_dim", mlp_dim), ("num_layers", num_layers)):
-            if n < 1:
-                raise ValueError(f"{name} is {n}; expected at least 1.")
+        check_positive(patch_size=patch_size, mlp_dim=mlp_dim, num_layers=num_layers)
         if hidden_size < 1 or num_heads < 1 or hidden_size % num_heads:
             raise ValueError(f"num_heads is {num_heads}; it must divide hidden_size, which is {hidden_size}.")
-        for name, rate in (("dropout_rate", dropout_rate), ("attention_dropout_rate", attention_dropout_rate)):
-            if not 0 <= rate < 1:
-                raise ValueError(f"{name} is {rate}; expected a probability in [0, 1).")
+        check_rates(dropout_rate=dropout_rate, attention_dropout_rate=attention_dropout_rate)
         *skip_channels, channels = backbone.channels
         *skip_strides, stride = backbone.strides
         token = tuple(patch_size * n for n in stride)
@@ -203,33 +149,11 @@ class TransUNetEncoder(nn.Module):
             ValueError: if the image does not fit.
         """
         if not torch.jit.is_tracing():
-            check_fixed_image(x, self.in_channels, self.divisor, self.img_size)
-        *skips, coarsest = self.backbone(x.expand(-1, self.in_channels, *self.img_size))
+            check_fixed_image(grey_or_colour(x, self.in_channels), self.in_channels, self.divisor, self.img_size)
+        *skips, coarsest = self.backbone(grey_or_colour(x, self.in_channels))
         tokens = self.embedding(coarsest).flatten(2).transpose(1, 2)  # (B, N, hidden_size)
         tokens = self.norm(self.blocks(self.dropout(tokens + self.positions)))
         return [*skips, tokens.transpose(1, 2).unflatten(2, self.grid).contiguous()]  # (B, hidden_size, *grid)
-
-
-class UpBlock(nn.Module):
-    """Upsampling by 2, a concatenated skip if there is one, and two convolutions.
-
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels: channels of the coarser map.
-        skip_channels: channels of the skip; 0: there is none.
-        out_channels: channels of the output.
-    """
-
-    def __init__(self, spatial_dims: int, in_channels: int, skip_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.mode = INTERPOLATION[spatial_dims]
-        self.conv1 = convolution(spatial_dims, in_channels + skip_channels, out_channels)
-        self.conv2 = convolution(spatial_dims, out_channels, out_channels)
-
-    def forward(self, x: Tensor, skips: Sequence[Tensor]) -> Tensor:
-        """Map `(B, in_channels, *spatial)` and no or one skip to `(B, out_channels, *2 * spatial)`."""
-        x = F.interpolate(x, scale_factor=2, mode=self.mode, align_corners=True)
-        return self.conv2(self.conv1(torch.cat((x, *skips), dim=1)))
 
 
 class TransUNetDecoder(nn.Module):
@@ -275,11 +199,10 @@ class TransUNetDecoder(nn.Module):
         skips: int | None = None,
     ) -> None:
         super().__init__()
-        _check_spatial_dims(spatial_dims)
+        check_spatial_dims(spatial_dims)
         if not channels or min(channels) < 1:
             raise ValueError(f"channels is {list(channels)}; expected a positive number per feature.")
-        if out_channels < 1:
-            raise ValueError(f"out_channels is {out_channels}; expected at least 1.")
+        check_positive(out_channels=out_channels)
         available = len(channels) - 1
         skips = available if skips is None else skips
         if not 0 <= skips <= available:
@@ -323,47 +246,6 @@ class TransUNetDecoder(nn.Module):
         return [self.head(x)]
 
 
-def convolution(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Sequential:
-    """Convolution of side 3, batch normalisation and ReLU."""
-    conv = Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel_size=3, padding=1, bias=False)
-    return nn.Sequential(conv, Norm[Norm.BATCH, spatial_dims](out_channels), nn.ReLU(inplace=True))
-
-
-def hidden_layer(width: int, hidden: int, dropout: float) -> nn.Sequential:
-    """Two linear layers around a GELU, each with dropout behind it."""
-    return nn.Sequential(
-        OrderedDict(
-            fc1=nn.Linear(width, hidden),
-            gelu=nn.GELU(),
-            dropout1=nn.Dropout(dropout),
-            fc2=nn.Linear(hidden, width),
-            dropout2=nn.Dropout(dropout),
-        )
-    )
-
-
-def fixed_size(img_size: int | Sequence[int], divisor: Sequence[int]) -> tuple[int, ...]:
-    """Expand the size of every image to one number per axis, and check that it is divisible."""
-    size = (img_size,) * len(divisor) if isinstance(img_size, int) else tuple(img_size)
-    if len(size) != len(divisor) or any(n < d or n % d for n, d in zip(size, divisor, strict=True)):
-        raise ValueError(
-            f"img_size is {img_size}; expected one number or {len(divisor)} of them, divisible by {tuple(divisor)}. "
-            "Set patch_size to such a size."
-        )
-    return size
-
-
-def check_fixed_image(x: Tensor, in_channels: int, divisor: Sequence[int], img_size: Sequence[int]) -> None:
-    """Refuse an image that an encoder for one size cannot take; one channel may stand for three."""
-    repeated = in_channels == 3 and x.ndim > 1 and x.shape[1] == 1
-    check_image(x, 1 if repeated else in_channels, divisor)
-    if tuple(x.shape[2:]) != tuple(img_size):
-        raise ValueError(
-            f"image has spatial size {tuple(x.shape[2:])}, but the network is made for img_size {tuple(img_size)}: cut "
-            "or pad the image to windows of that size (patch_size)."
-        )
-
-
 def _powers_of_two(strides: Sequence[Sequence[int]]) -> list[int]:
     """Exponents of strides that are increasing powers of 2, the same for all axes."""
     powers = [int(math.log2(stride[0])) for stride in strides]
@@ -373,8 +255,3 @@ def _powers_of_two(strides: Sequence[Sequence[int]]) -> list[int]:
     ):
         raise ValueError(f"strides is {list(strides)}; expected increasing powers of 2, the same for all axes.")
     return powers
-
-
-def _check_spatial_dims(spatial_dims: int) -> None:
-    if spatial_dims not in INTERPOLATION:
-        raise ValueError(f"spatial_dims is {spatial_dims}; expected 2 or 3.")

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from monai.networks.nets import ViT
 from torch import Tensor, nn
-from torch.nn.modules.instancenorm import _InstanceNorm
 
-from .swin import check_image
+from .levels import (
+    check_channels,
+    check_count,
+    check_fixed_image,
+    check_not_single,
+    check_positive,
+    check_rates,
+    check_spatial_dims,
+    fixed_size,
+    least_batch,
+    level_strides,
+    steps,
+)
 
 
 class ViTEncoder(nn.Module):
@@ -80,23 +90,14 @@ class ViTEncoder(nn.Module):
         super().__init__()
         levels = len(taps)
         side = 2 ** (levels + 1)
-        _check_spatial_dims(spatial_dims)
+        check_spatial_dims(spatial_dims)
         if not levels or list(taps) != sorted(set(taps)) or taps[0] < 0 or taps[-1] >= num_layers:
             raise ValueError(f"taps is {list(taps)}; expected increasing block indices from 0 to {num_layers - 1}.")
-        size = (img_size,) * spatial_dims if isinstance(img_size, int) else tuple(img_size)
-        if len(size) != spatial_dims or any(n < side or n % side for n in size):
-            raise ValueError(
-                f"img_size is {img_size}; expected one number or {spatial_dims} of them, each divisible by {side}. Set "
-                "patch_size to such a size."
-            )
-        sizes = {"in_channels": in_channels, "feature_size": feature_size, "mlp_dim": mlp_dim}
-        for name, n in sizes.items():
-            if n < 1:
-                raise ValueError(f"{name} is {n}; expected at least 1.")
+        size = fixed_size(img_size, (side,) * spatial_dims)
+        check_positive(in_channels=in_channels, feature_size=feature_size, mlp_dim=mlp_dim)
         if hidden_size < 1 or num_heads < 1 or hidden_size % num_heads:
             raise ValueError(f"num_heads is {num_heads}; it must divide hidden_size, which is {hidden_size}.")
-        if not 0 <= dropout_rate < 1:
-            raise ValueError(f"dropout_rate is {dropout_rate}; expected a probability in [0, 1).")
+        check_rates(dropout_rate=dropout_rate)
 
         widths = [feature_size * 2**level for level in range(1, levels + 1)]
         self.in_channels = in_channels
@@ -150,12 +151,7 @@ class ViTEncoder(nn.Module):
             ValueError: if the image does not fit.
         """
         if not torch.jit.is_tracing():
-            check_image(x, self.in_channels, self.divisor)
-            if tuple(x.shape[2:]) != self.img_size:
-                raise ValueError(
-                    f"image has spatial size {tuple(x.shape[2:])}, but the position embeddings are made for img_size "
-                    f"{self.img_size}: cut or pad the image to windows of that size (patch_size)."
-                )
+            check_fixed_image(x, self.in_channels, self.divisor, self.img_size)
         tokens, hidden = self.vit(x)
         between = [up(self._map(hidden[tap])) for up, tap in zip(self.pyramid, self.taps, strict=True)]
         return [x, *between, self._map(tokens)]
@@ -213,12 +209,9 @@ class UNETRDecoder(nn.Module):
         res_block: bool = True,
     ) -> None:
         super().__init__()
-        _check_spatial_dims(spatial_dims)
-        if len(channels) < 2 or min(channels) < 1:
-            raise ValueError(f"channels is {list(channels)}; expected at least two levels of at least one channel.")
-        for name, n in (("out_channels", out_channels), ("feature_size", feature_size)):
-            if n < 1:
-                raise ValueError(f"{name} is {n}; expected at least 1.")
+        check_spatial_dims(spatial_dims)
+        check_channels(channels)
+        check_positive(out_channels=out_channels, feature_size=feature_size)
         if len(blocks) != len(channels):
             raise ValueError(f"blocks is {list(blocks)}; expected one entry per level, {len(channels)}.")
         if not blocks[0] and channels[0] != feature_size:
@@ -249,16 +242,14 @@ class UNETRDecoder(nn.Module):
                 in_channels=widths[level + 1],
                 out_channels=widths[level],
                 kernel_size=3,
-                upsample_kernel_size=[
-                    coarse // fine for fine, coarse in zip(self.strides[level], self.strides[level + 1], strict=True)
-                ],
+                upsample_kernel_size=step,
                 norm_name=norm_name,
                 res_block=res_block,
             )
-            for level in range(len(channels) - 1)
+            for level, step in enumerate(steps(self.strides))
         )
         self.head = UnetOutBlock(spatial_dims=spatial_dims, in_channels=feature_size, out_channels=out_channels)
-        self.erases_points = erases_points(self.blocks[-1])
+        self.least_batch = least_batch(self.blocks[-1])
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Decode features.
@@ -273,58 +264,10 @@ class UNETRDecoder(nn.Module):
             ValueError: if the number of features is wrong, or normalisation would erase a coarsest map of one position.
         """
         if not torch.jit.is_tracing():
-            if len(features) != len(self.channels):
-                raise ValueError(f"got {len(features)} features; expected {len(self.channels)}, one per level.")
-            if self.erases_points:
-                check_not_single(features[-1].shape[2:], self.strides[-1])
+            check_count(features, self.channels)
+            coarsest = features[-1]
+            check_not_single(coarsest.shape[2:], self.strides[-1], batch=len(coarsest), least_batch=self.least_batch)
         x = self.blocks[-1](features[-1])
         for level in reversed(range(len(self.ups))):
             x = self.ups[level](x, self.blocks[level](features[level]))
         return [self.head(x)]
-
-
-def erases_points(module: nn.Module) -> bool:
-    """Whether a module normalises each channel over space, which sets a map of a single position to a constant."""
-    return any(
-        isinstance(part, _InstanceNorm) or (isinstance(part, nn.GroupNorm) and part.num_groups == part.num_channels)
-        for part in module.modules()
-    )
-
-
-def check_not_single(coarsest: Sequence[int], stride: Sequence[int]) -> None:
-    """Refuse a coarsest map of a single position.
-
-    Args:
-        coarsest: its spatial size.
-        stride: its stride per axis.
-
-    Raises:
-        ValueError: if it has one position.
-    """
-    if math.prod(coarsest) < 2:
-        raise ValueError(
-            f"the coarsest feature map has spatial size {tuple(coarsest)}: a single position, which instance "
-            f"normalisation would erase. Each axis of the image must be divisible by {tuple(stride)} and at least one "
-            "axis at least twice that."
-        )
-
-
-def level_strides(
-    strides: Sequence[int | Sequence[int]] | None, levels: int, spatial_dims: int
-) -> tuple[tuple[int, ...], ...]:
-    """Stride of each level per axis, each a multiple of the one before; None: 1, 2, 4, ..."""
-    strides = [2**level for level in range(levels)] if strides is None else strides
-    full = tuple((s,) * spatial_dims if isinstance(s, int) else tuple(s) for s in strides)
-    if len(full) != levels or any(len(s) != spatial_dims or min(s) < 1 for s in full):
-        raise ValueError(
-            f"strides is {strides}; expected {levels} entries (one per level), each a number or {spatial_dims} of them."
-        )
-    for fine, coarse in zip(full, full[1:], strict=False):
-        if any(c % f for f, c in zip(fine, coarse, strict=True)):
-            raise ValueError(f"strides is {strides}; {coarse} is not a multiple of {fine} on every axis.")
-    return full
-
-
-def _check_spatial_dims(spatial_dims: int) -> None:
-    if spatial_dims not in (2, 3):
-        raise ValueError(f"spatial_dims is {spatial_dims}; expected 2 or 3.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import torch
 from monai.networks.blocks.dynunet_block import UnetResBlock
@@ -12,6 +11,7 @@ from monai.networks.layers.utils import get_norm_layer
 from torch import Tensor, nn
 
 from .epa import EPABlock
+from .levels import check_channels, check_not_single, check_positive, fixed_size, least_batch, level_strides, steps
 
 HEADS = 3  # scales with deep supervision: full resolution and the two finest stages
 
@@ -76,18 +76,17 @@ class UNETRPPEncoder(nn.Module):
     ) -> None:
         super().__init__()
         _check_levels(spatial_dims, channels, norm)
-        if in_channels < 1:
-            raise ValueError(f"in_channels is {in_channels}; expected at least 1.")
-        for name, values in (("depths", depths), ("projected", projected)):
-            if len(values) != len(channels) - 1 or min(values) < 1:
+        check_positive(in_channels=in_channels)
+        for name, values, least in (("depths", depths, 0), ("projected", projected, 1)):
+            if len(values) != len(channels) - 1 or min(values) < least:
                 raise ValueError(
-                    f"{name} is {list(values)}; expected {len(channels) - 1} positive numbers: one per stage, that is "
-                    "one per entry of channels but the first."
+                    f"{name} is {list(values)}; expected {len(channels) - 1} numbers of at least {least}: one per "
+                    "stage, that is one per entry of channels but the first."
                 )
         self.in_channels = in_channels
-        self.img_size = (img_size,) * 3 if isinstance(img_size, int) else tuple(img_size)
         self.channels = tuple(channels)
-        self.strides = _strides(strides, len(channels))
+        self.strides = level_strides(strides, len(channels), 3)
+        self.img_size = fixed_size(img_size, self.strides[-1])
         self.divisor = self.strides[-1]
         tokens = _tokens(self.img_size, self.strides)
         if self.strides[0] != (1, 1, 1):
@@ -95,11 +94,12 @@ class UNETRPPEncoder(nn.Module):
 
         self.image_block = UnetResBlock(3, in_channels, channels[0], kernel_size=3, stride=1, norm_name=norm)
         widths = [in_channels, *channels[1:]]
-        self.downsamples = nn.ModuleList(map(_downsample, widths, widths[1:], _factors(self.strides)))
+        self.downsamples = nn.ModuleList(map(_downsample, widths, widths[1:], steps(self.strides)))
         self.stages = nn.ModuleList(
             _stage(block, depth, tokens=tokens[level], channels=channels[level], projected=p, num_heads=num_heads)
             for level, (depth, p) in enumerate(zip(depths, projected, strict=True), start=1)
         )
+        self.least_batch = least_batch(self.downsamples[-1])
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -114,17 +114,23 @@ class UNETRPPEncoder(nn.Module):
         Raises:
             ValueError: if the image has another shape.
         """
-        if not torch.jit.is_tracing() and tuple(x.shape[1:]) != (self.in_channels, *self.img_size):
-            raise ValueError(
-                f"image has shape {tuple(x.shape)}; expected (B, {self.in_channels}, *{self.img_size}): position "
-                "embeddings and projections are made for one img_size. Cut or pad images to it, or build the network "
-                f"for another one, divisible by {self.divisor}."
-            )
+        if not torch.jit.is_tracing():
+            self._check_image(x)
         features = [self.image_block(x)]
         for downsample, stage in zip(self.downsamples, self.stages, strict=True):
             x = stage(downsample(x))
             features.append(x)
         return features
+
+    def _check_image(self, x: Tensor) -> None:
+        if tuple(x.shape[1:]) != (self.in_channels, *self.img_size):
+            raise ValueError(
+                f"image has shape {tuple(x.shape)}; expected (B, {self.in_channels}, *{self.img_size}): position "
+                "embeddings and projections are made for one img_size. Cut or pad images to it, or build the network "
+                f"for another one, divisible by {self.divisor}."
+            )
+        coarsest = [n // s for n, s in zip(self.img_size, self.divisor, strict=True)]
+        check_not_single(coarsest, self.divisor, batch=len(x), least_batch=self.least_batch)
 
 
 class UNETRPPDecoder(nn.Module):
@@ -178,17 +184,15 @@ class UNETRPPDecoder(nn.Module):
     ) -> None:
         super().__init__()
         _check_levels(spatial_dims, channels, norm)
-        for name, n in (("out_channels", out_channels), ("depth", depth)):
-            if n < 1:
-                raise ValueError(f"{name} is {n}; expected at least 1.")
-        self.img_size = (img_size,) * 3 if isinstance(img_size, int) else tuple(img_size)
+        check_positive(out_channels=out_channels, depth=depth)
         self.channels = tuple(channels)
-        self.strides = _strides(strides, len(channels))
+        self.strides = level_strides(strides, len(channels), 3)
+        self.img_size = fixed_size(img_size, self.strides[-1])
         self.deep_supervision = deep_supervision
         tokens = _tokens(self.img_size, self.strides)
 
         levels = range(len(channels) - 1)  # the coarsest map only goes up
-        self.ups = nn.ModuleList(map(_upsample, channels[1:], channels, _factors(self.strides)))
+        self.ups = nn.ModuleList(map(_upsample, channels[1:], channels, steps(self.strides)))
         attention = {"projected": projected, "num_heads": num_heads}
         width = channels[0]
         self.stages = nn.ModuleList([UnetResBlock(3, width, width, kernel_size=3, stride=1, norm_name=norm)])
@@ -258,43 +262,21 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _factors(strides: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
-    """Factors per axis between each level and the next coarser one."""
-    return [tuple(c // f for f, c in zip(fine, coarse, strict=True)) for fine, coarse in pairwise(strides)]
-
-
 def _check_levels(spatial_dims: int, channels: Sequence[int], norm: str | Sequence) -> None:
     if spatial_dims != 3:
         raise ValueError(f"spatial_dims is {spatial_dims}; UNETR++ is a network for volumes: expected 3.")
-    if len(channels) < 2 or min(channels) < 1:
-        raise ValueError(f"channels is {list(channels)}; expected at least two levels of at least one channel.")
+    check_channels(channels)
+    check_norm("norm", norm, channels[0])
+
+
+def check_norm(name: str, norm: str | Sequence, channels: int) -> None:
+    """Refuse a norm that MONAI does not build for so many channels, under the name of the argument."""
     try:
-        get_norm_layer(name=norm, spatial_dims=3, channels=channels[0])
+        get_norm_layer(name=norm, spatial_dims=3, channels=channels)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"norm is {norm!r}; expected 'instance', 'batch' or [name, arguments] ({error}).") from error
-
-
-def _strides(strides: Sequence[int | Sequence[int]], levels: int) -> tuple[tuple[int, ...], ...]:
-    """Stride of each level per axis, each a multiple of the one before."""
-    full = tuple((s,) * 3 if isinstance(s, int) else tuple(s) for s in strides)
-    if len(full) != levels or any(len(s) != 3 or min(s) < 1 for s in full):
-        raise ValueError(
-            f"strides is {strides}; expected {levels} entries (one per entry of channels), each a number or 3 of them."
-        )
-    for fine, coarse in pairwise(full):
-        if any(c % f for f, c in zip(fine, coarse, strict=True)):
-            raise ValueError(f"strides is {strides}; {coarse} is not a multiple of {fine} on every axis.")
-    return full
+        raise ValueError(f"{name} is {norm!r}; expected 'instance', 'batch' or [name, arguments] ({error}).") from error
 
 
 def _tokens(img_size: tuple[int, ...], strides: tuple[tuple[int, ...], ...]) -> list[int]:
     """Number of positions of each level's map."""
-    coarsest = strides[-1]
-    if len(img_size) != 3 or any(n < 1 or n % s for n, s in zip(img_size, coarsest, strict=True)):
-        raise ValueError(
-            f"img_size is {img_size}; expected three numbers divisible by {coarsest}, the last of strides: change one."
-        )
-    tokens = [math.prod(n // s for n, s in zip(img_size, stride, strict=True)) for stride in strides]
-    if tokens[-1] < 2:
-        raise ValueError(f"img_size is {img_size}; one axis must be twice {coarsest}: one position has no deviation.")
-    return tokens
+    return [math.prod(n // s for n, s in zip(img_size, stride, strict=True)) for stride in strides]

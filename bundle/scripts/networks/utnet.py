@@ -8,90 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .utnet_attention import (
-    AttentionBlock,
-    AttentionOptions,
-    AttentionUpsampling,
-    check_heads,
-    check_levels,
-    per_level,
-    resize,
-)
+from .levels import check_channels, check_count, check_image, check_planes, check_positive, level_strides
+from .utnet_attention import AttentionBlock, AttentionOptions, check_heads, check_levels, per_level, resize
+from .utnet_blocks import AttentionUp, ConvUp, ResidualBlock
 
 LEVELS = 5
-
-
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, each after a batch normalisation and a ReLU, around a shortcut.
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        stride: of the first convolution; where it or the channels change, the shortcut is a pre-activated 1x1 one.
-
-    References:
-        He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016, figure 4(e).
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
-        super().__init__()
-        self.bn1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False)
-        self.relu = nn.ReLU(inplace=True)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or in_channels != out_channels:
-            projection = nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
-            self.shortcut = nn.Sequential(nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True), projection)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(B, in_channels, H, W)` to `(B, out_channels, H / stride, W / stride)`."""
-        out = self.conv1(self.relu(self.bn1(x)))
-        return self.conv2(self.relu(self.bn2(out))) + self.shortcut(x)
-
-
-class ConvUp(nn.Module):
-    """Up block of convolutions: the coarser map, upsampled, is joined to the skip.
-
-    Args:
-        coarse_channels: channels of the coarser map.
-        channels: channels of the skip, and of the output.
-        blocks: number of residual blocks, at least 1.
-    """
-
-    def __init__(self, coarse_channels: int, channels: int, blocks: int = 2) -> None:
-        super().__init__()
-        self.conv_ch = nn.Conv2d(coarse_channels, channels, kernel_size=1)
-        self.blocks = nn.Sequential(
-            ResidualBlock(2 * channels, channels), *(ResidualBlock(channels, channels) for _ in range(blocks - 1))
-        )
-
-    def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
-        """Map `(B, coarse_channels, h, w)` and `(B, channels, H, W)` to `(B, channels, H, W)`."""
-        x = self.conv_ch(resize(coarse, skip.shape[2:]))
-        return self.blocks(torch.cat((skip, x), dim=1))
-
-
-class AttentionUp(nn.Module):
-    """Up block of attention: the skip asks the coarser map, and the answer is joined to the skip.
-
-    Args:
-        coarse_channels: channels of the coarser map.
-        channels: channels of the skip, and of the output.
-        heads: attention heads.
-        options: of the attention.
-    """
-
-    def __init__(self, coarse_channels: int, channels: int, heads: int, options: AttentionOptions) -> None:
-        super().__init__()
-        self.attn_decoder = AttentionUpsampling(coarse_channels, channels, heads, options)
-        self.blocks = nn.Sequential(ResidualBlock(2 * channels, channels))
-
-    def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
-        """Map `(B, coarse_channels, h, w)` and `(B, channels, H, W)` to `(B, channels, H, W)`."""
-        x = self.attn_decoder(coarse, skip)
-        return self.blocks(torch.cat((x, skip), dim=1))
 
 
 class UTNetEncoder(nn.Module):
@@ -108,14 +29,15 @@ class UTNetEncoder(nn.Module):
         strided_levels: levels (1 to 4) entered by a strided convolution, not by max-pooling.
         reduce_size: side r of the grid to which keys and values are reduced.
         projection: how they are reduced, "interp" or "maxpool".
-        rel_pos: learned relative positions; the image must then be divisible by 2**level * r at levels with attention.
+        rel_pos: learned relative positions; each axis of the map of a level with attention must then be divisible by r.
         attn_drop: dropout of the attention weights, in [0, 1).
         proj_drop: dropout of the output of the attention, in [0, 1).
 
     Attributes:
         channels: channels of each feature, finest first.
         strides: stride of each feature per axis, finest first.
-        divisor: what each axis of the image must be divisible by.
+        divisor: images whose axes are divisible by it always fit. Others may, where `reduce_size` divides each map with
+            positions; they need a decoder that resizes to the skip, as UTNet's does.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -149,10 +71,8 @@ class UTNetEncoder(nn.Module):
         proj_drop: float = 0.1,
     ) -> None:
         super().__init__()
-        check_two_dimensional(spatial_dims)
-        for name, n in (("in_channels", in_channels), ("feature_size", feature_size)):
-            if n < 1:
-                raise ValueError(f"{name} is {n}; expected at least 1.")
+        check_planes(spatial_dims)
+        check_positive(in_channels=in_channels, feature_size=feature_size)
         options = AttentionOptions(
             reduce_size=reduce_size, projection=projection, rel_pos=rel_pos, attn_drop=attn_drop, proj_drop=proj_drop
         )
@@ -163,7 +83,9 @@ class UTNetEncoder(nn.Module):
         self.in_channels = in_channels
         self.channels = tuple(feature_size * 2**level for level in range(LEVELS))
         self.strides = tuple((2**level,) * 2 for level in range(LEVELS))
-        self.divisor = (math.lcm(2 ** (LEVELS - 1), *(2**i * reduce_size for i in attention if rel_pos)),) * 2
+        self.strided = strided
+        self.divisors = {level: reduce_size for level in attention if rel_pos}  # of the maps
+        self.divisor = (math.lcm(2 ** (LEVELS - 1), *(2**i * r for i, r in self.divisors.items())),) * 2
         check_heads(heads, self.channels, attention)
 
         def stage(level: int) -> nn.Sequential:
@@ -183,7 +105,7 @@ class UTNetEncoder(nn.Module):
         """Encode an image.
 
         Args:
-            x: image `(B, in_channels, H, W)`, both axes divisible by `divisor`.
+            x: image `(B, in_channels, H, W)`, both axes best divisible by `divisor`.
 
         Returns:
             Features `(B, channels[i], H / 2**i, W / 2**i)`, finest first.
@@ -192,12 +114,25 @@ class UTNetEncoder(nn.Module):
             ValueError: if the image does not fit.
         """
         if not torch.jit.is_tracing():
-            check_image(x, self.in_channels, self.divisor)
+            self._check_image(x)
         features = []
         for stage in self.stages:
             x = stage(x)
             features.append(x)
         return features
+
+    def _check_image(self, x: Tensor) -> None:
+        check_image(x, self.in_channels, (1, 1))
+        for size in x.shape[2:]:
+            for level in range(LEVELS):
+                if level:
+                    size = (size + 1) // 2 if level in self.strided else size // 2
+                if size < 1 or size % self.divisors.get(level, 1):
+                    raise ValueError(
+                        f"image has spatial size {tuple(x.shape[2:])}; each axis must be divisible by {self.divisor}. "
+                        "Pad the image or choose another patch size, a smaller reduce_size or fewer levels with "
+                        "attention."
+                    )
 
 
 class UTNetDecoder(nn.Module):
@@ -253,8 +188,9 @@ class UTNetDecoder(nn.Module):
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
-        check_two_dimensional(spatial_dims)
-        check_channels(channels, out_channels)
+        check_planes(spatial_dims)
+        check_channels(channels)
+        check_positive(out_channels=out_channels)
         options = AttentionOptions(
             reduce_size=reduce_size, projection=projection, rel_pos=rel_pos, attn_drop=attn_drop, proj_drop=proj_drop
         )
@@ -264,7 +200,7 @@ class UTNetDecoder(nn.Module):
         heads = per_level("num_heads", num_heads, coarsest)
         check_heads(heads, channels, attention)
         self.channels = tuple(channels)
-        self.strides = per_axis_strides(strides, len(channels))
+        self.strides = level_strides(strides, len(channels), 2)
         self.deep_supervision = deep_supervision
         self.divisors = {level: reduce_size for level in attention if rel_pos}
         self.ups = nn.ModuleList(
@@ -311,46 +247,3 @@ class UTNetDecoder(nn.Module):
                     f"feature {level} has spatial size {spatial}; its attention needs a multiple of reduce_size "
                     f"{divisor}: use images divisible by {image}, a smaller reduce_size or rel_pos False."
                 )
-
-
-def check_two_dimensional(spatial_dims: int) -> None:
-    """Refuse anything but images of two axes."""
-    if spatial_dims != 2:
-        raise ValueError(f"spatial_dims is {spatial_dims}; this network is for planes: write 2, and 2D patches.")
-
-
-def check_channels(channels: Sequence[int], out_channels: int) -> None:
-    """Check the channels of a decoder's features and logits."""
-    if len(channels) < 2 or min(channels) < 1:
-        raise ValueError(f"channels is {list(channels)}; expected at least two levels of at least one channel.")
-    if out_channels < 1:
-        raise ValueError(f"out_channels is {out_channels}; expected at least 1.")
-
-
-def check_count(features: Sequence[Tensor], channels: Sequence[int]) -> None:
-    """Check that there is a feature for every level."""
-    if len(features) != len(channels):
-        raise ValueError(f"got {len(features)} features; expected {len(channels)}, one per entry of channels.")
-
-
-def check_image(x: Tensor, in_channels: int, divisor: Sequence[int]) -> None:
-    """Check the shape of an image against what an encoder takes."""
-    if x.ndim != 4 or x.shape[1] != in_channels:
-        raise ValueError(f"image has shape {tuple(x.shape)}; expected (B, {in_channels}, H, W).")
-    spatial = tuple(x.shape[2:])
-    if any(n == 0 or n % d for n, d in zip(spatial, divisor, strict=True)):
-        raise ValueError(
-            f"image has spatial size {spatial}; each axis must be divisible by {tuple(divisor)}. Pad the image or "
-            "choose another patch size, a smaller reduce_size or fewer levels with attention."
-        )
-
-
-def per_axis_strides(strides: Sequence[int | Sequence[int]] | None, levels: int) -> tuple[tuple[int, ...], ...]:
-    """Stride of each level for both axes; None: 1, 2, 4, ..."""
-    strides = [2**level for level in range(levels)] if strides is None else strides
-    full = tuple((s, s) if isinstance(s, int) else tuple(s) for s in strides)
-    if len(full) != levels or any(len(s) != 2 or min(s) < 1 for s in full):
-        raise ValueError(
-            f"strides is {strides}; expected {levels} entries (one per level), each a number or 2 of them."
-        )
-    return full

@@ -9,10 +9,10 @@ from monai.networks.blocks import UnetrBasicBlock
 from monai.networks.layers import Conv, DropPath
 from torch import Tensor, nn
 
+from .levels import check_image, least_batch, level_strides
 from .mednext_blocks import ChannelNorm
 from .res_unet import check_levels, halvings
-from .swin import check_image
-from .unetr import UNETRDecoder, erases_points, level_strides
+from .unetr import UNETRDecoder
 
 
 class UXBlock(nn.Module):
@@ -204,7 +204,7 @@ class UXNetDecoder(UNETRDecoder):
         self.channels = tuple(channels)
         self.blocks = nn.ModuleList([self.blocks[0], *map(block, channels[1:], widths[1:])])
         self.head = nn.Sequential(block(feature_size, feature_size), self.head)
-        self.erases_points = erases_points(self.blocks[-1])
+        self.least_batch = least_batch(self.blocks[-1])
 
 
 def drop_rates(highest: float, blocks: int) -> list[float]:

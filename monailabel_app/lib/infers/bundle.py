@@ -1,161 +1,146 @@
-"""A finished run of the bundle as an inference task of MONAI Label."""
+"""A model of the bundle as an inference task of MONAI Label: always the version that is served."""
 
 from __future__ import annotations
 
-import os
-import tempfile
+import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-from monai.bundle import ConfigParser
-from monai.data import DataLoader, Dataset, MetaTensor
-from monai.engines import SupervisedEvaluator
-from monai.transforms import Compose, SaveImaged
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
-from monailabel.transform.writer import Writer
-from scripts.datalists import NIFTI, inference_cases
-from scripts.networks import load_weights
+from scripts.clinical_schema import ClinicalSchema
+from scripts.datalists import case_name
+
+from monailabel_app.lib.infers.files import write_volume
+from monailabel_app.lib.infers.segmenter import Segmenter
+from monailabel_app.lib.models import read_config, takes_clinical
+from monailabel_app.lib.patients import PREFIX, UNKNOWN, find_row, patient_of
+from monailabel_app.lib.versions import Versions
+
+SERVED = "served"
+RESULTS = ("mask", "entropy")
 
 
 class BundleInfer(InferTask):
-    """Segments an image as `nny infer` does: every step is the object that the run's own configuration describes.
+    """Segments an image as `nny infer` does.
 
-    The configuration is read, and the weights are loaded, once; a request only runs them.
+    A version's configuration is read, and its weights are loaded, once; a request only runs them. When another version
+    is served, the next request loads it.
 
     Args:
-        run: folder of a finished run: ``inference.yaml``, ``model.pt``, and ``clinical.json`` where the network takes
-            clinical variables.
+        versions: the model's versions.
         clinical: table (xlsx or csv) with the patients' clinical variables; None: nothing is known of any patient.
 
     Raises:
-        FileNotFoundError: the run is not finished, or there is no such table.
-        ValueError: weights of another network, a table that is refused, or a table for a network without clinical data.
+        FileNotFoundError: a file of the bundle is missing.
+        ValueError: a configuration that cannot be read.
     """
 
-    def __init__(self, *, run: str | Path, clinical: str | Path | None = None) -> None:
-        folder = Path(run).expanduser().resolve()
-        config = read_config(folder, clinical)
-        labels = config.get_parsed_content("labels")
+    def __init__(self, *, versions: Versions, clinical: Path | None = None) -> None:
+        self.versions, self.clinical = versions, clinical
+        config = read_config(versions.base, None)
+        self.classes: list[str] = list(config.get_parsed_content("labels"))
+        self.schema: ClinicalSchema | None = (
+            config.get_parsed_content("clinical_schema") if takes_clinical(config) else None
+        )
         super().__init__(
             type=InferType.SEGMENTATION,
-            labels={name: value for value, name in enumerate(labels) if value > 0},
+            labels={name: value for value, name in enumerate(self.classes) if value > 0},
             dimension=config.get_parsed_content("spatial_dims"),
-            description=f"Weights of the run {folder}",
+            description=f"{versions.base.weights or 'no weights yet'}",
         )
-        self._weights = folder / "model.pt"
-        self._preprocessing = config.get_parsed_content("preprocessing")
-        self._evaluator = {  # the evaluator of inference.yaml, without what belongs to a batch of files
-            key: config.get_parsed_content(key)
-            for key in ("device", "network", "inferer", "prepare_batch", "amp", "amp_kwargs")
-        }
-        steps = config.get_parsed_content("postprocessing").flatten().transforms
-        self._evaluator["postprocessing"] = Compose([step for step in steps if not isinstance(step, SaveImaged)])
-        load_weights(self._evaluator["network"], self._weights)
+        self._loaded: dict[str, Segmenter] = {}
+        self._stamp: tuple[int, int] | None = None
+        self._served = ""
+        self._lock = threading.Lock()
 
     def is_valid(self) -> bool:
-        """The weights fit, or there would be no task."""
-        return True
+        """Whether there are weights: a network that was never trained is not offered to clients."""
+        return bool(self.versions.known())
 
-    def get_path(self, validate: bool = True) -> str:
-        """Path of the weights."""
-        return str(self._weights)
+    def get_path(self, validate: bool = True) -> str | None:
+        """Path of the weights that are served."""
+        served = self.versions.served
+        return str(self.versions.source(served).weights) if served in self.versions.known() else None
 
-    def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    def info(self) -> dict[str, Any]:
+        """What clients are told, with the version that is served."""
+        return super().info() | {"version": self.versions.served, "versions": self.versions.known()}
+
+    def config(self) -> dict[str, Any]:
+        """The parameters of a request that clients show as options, with their defaults."""
+        options: dict[str, Any] = {"version": [SERVED, *reversed(self.versions.known())], "result": list(RESULTS)}
+        for column in self.schema.columns if self.schema else ():
+            choices = ["", *column.categories, UNKNOWN] if column.categories else ""
+            options[f"{PREFIX}{column.name}"] = choices
+        return options
+
+    def segmenter(self, version: str = SERVED) -> Segmenter:
+        """A version, loaded.
+
+        Args:
+            version: its number, or ``served``.
+
+        Raises:
+            ValueError: no such version, or weights of another network.
+        """
+        with self._lock:
+            stamp = self.versions.stamp
+            if stamp != self._stamp:
+                self._stamp, self._served = stamp, self.versions.served
+            number = self._served if version == SERVED else version
+            if number not in self._loaded:
+                loaded = Segmenter(self.versions.source(number), number, self.clinical)
+                kept = {name: old for name, old in self._loaded.items() if name == self._served}
+                self._loaded = kept | {number: loaded}  # the served one and the one asked for last
+            return self._loaded[number]
+
+    def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """Segment one image.
 
         Args:
-            request: ``image``, the path of the image (its name without suffix is the patient's id); the client may ask
-                for another file format and voxel type by ``result_extension`` and ``result_dtype``.
+            request: ``image``, the path of the image; ``image_id`` and ``image_info``, the datastore's id of it and
+                what it knows of it; ``version``, ``result``, ``clinical`` and ``clinical.<column>`` as documented
+                for clients; ``result_extension`` and ``result_dtype`` for the file.
 
         Returns:
-            Path of the mask, in the geometry of the image and by default as NIfTI of uint8, and what clients are told:
-            ``label_names`` (name to value) and ``latencies`` (seconds).
+            Path of the mask, in the geometry of the image and by default as NIfTI of uint8 (or of the entropy,
+            float32), and what clients are told: ``label_names`` (name to value), ``model``, ``version``,
+            ``uncertainty``, ``clinical`` and ``latencies`` (seconds).
 
         Raises:
             FileNotFoundError: no image there.
-            ValueError: several images there.
+            ValueError: several images there, or a parameter that is refused.
         """
         begin = time.perf_counter()
-        mask = self.segment(request["image"])
-        wanted = {"result_extension": ".nii.gz", "result_dtype": "uint8"} | request
-        if wanted["result_extension"] in NIFTI:
-            file = write_nifti(mask, suffix=wanted["result_extension"], dtype=wanted["result_dtype"])
+        segmenter = self.segmenter(first(request.get("version")) or SERVED)
+        result = first(request.get("result")) or RESULTS[0]
+        known = segmenter.table.patient_ids if segmenter.table else ()
+        image_id = request.get("image_id") or Path(request["image"]).name
+        patient = patient_of(case_name(image_id), request.get("image_info") or {}, known)
+        row = find_row(segmenter.table, patient, request)
+        case = segmenter.case(request["image"], row.patient_id, row.values)
+        loaded = time.perf_counter()
+        found = segmenter.segment(case, entropy=result == "entropy")
+        segmented = time.perf_counter()
+        if found.entropy is not None:
+            file = write_volume(found.entropy, dict(request) | {"result_dtype": "float32"}, "float32")
         else:
-            file, _ = Writer(label="pred")(wanted | {"pred": mask})
-        seconds = round(time.perf_counter() - begin, 2)
-        return file, {"label_names": self.labels, "latencies": {"total": seconds}}
-
-    def segment(self, image: str | Path) -> MetaTensor:
-        """Segment one image in memory.
-
-        Args:
-            image: path of the image.
-
-        Returns:
-            Label map ``(*spatial)``, uint8, on the grid of the image.
-        """
-        cases = inference_cases(image)
-        if len(cases) != 1:
-            raise ValueError(f"{image} holds {len(cases)} images; ask for one image at a time.")
-        loader = DataLoader(Dataset(cases, self._preprocessing), batch_size=1, num_workers=0)
-        evaluator = SupervisedEvaluator(val_data_loader=loader, **self._evaluator)
-        evaluator.run()
-        return evaluator.state.output[0]["pred"][0]  # without the channel
+            file = write_volume(found.mask, request, "uint8")
+        end = time.perf_counter()
+        times = {"pre": loaded - begin, "infer": segmented - loaded, "write": end - segmented, "total": end - begin}
+        return file, {
+            "label_names": self.labels,
+            "model": self.versions.base.name,
+            "version": segmenter.version,
+            "result": result,
+            "uncertainty": round(found.uncertainty, 5),
+            "clinical": row.told,
+            "latencies": {name: round(seconds, 3) for name, seconds in times.items()},
+        }
 
 
-def write_nifti(mask: MetaTensor, *, suffix: str, dtype: str) -> str:
-    """Write a mask to a temporary file, with its affine as it is.
-
-    MONAI Label's own writers change it: one resamples masks whose axes are permuted, the other straightens the slices
-    of a tilted gantry.
-
-    Args:
-        mask: label map ``(*spatial)``.
-        suffix: of the file, ``.nii`` or ``.nii.gz``.
-        dtype: name of the voxels' type.
-
-    Returns:
-        Path of the file.
-    """
-    handle, file = tempfile.mkstemp(suffix=suffix)
-    os.close(handle)
-    nib.save(nib.Nifti1Image(mask.array.astype(dtype), mask.affine.numpy()), file)
-    return file
-
-
-def read_config(run: Path, clinical: str | Path | None = None) -> ConfigParser:
-    """Read the configuration of a finished run, its paths pointing into the run.
-
-    Args:
-        run: the run's folder.
-        clinical: the clinical table, or None.
-
-    Returns:
-        The configuration, of which nothing is instantiated yet.
-
-    Raises:
-        FileNotFoundError: the run is not finished, or there is no such table.
-        ValueError: a table for a network that takes no clinical variables.
-    """
-    for name in ("inference.yaml", "model.pt"):
-        if not (run / name).is_file():
-            raise FileNotFoundError(f"{run} is not a finished run: it has no {name}. Train one with `nny train`.")
-    config = ConfigParser()
-    config.read_config(str(run / "inference.yaml"))
-    config["checkpoint"] = str(run / "model.pt")
-    config["clinical_statistics"] = str(run / "clinical.json")
-    if clinical is not None:
-        table = Path(clinical).expanduser().resolve()
-        if not takes_clinical(config):
-            raise ValueError(f"The network of {run} takes no clinical variables. Leave out the table {table}.")
-        if not table.is_file():
-            raise FileNotFoundError(f"There is no clinical table {table}.")
-        config["clinical_table_path"] = str(table)
-    return config
-
-
-def takes_clinical(config: ConfigParser) -> bool:
-    """Whether the network of a configuration takes clinical variables."""
-    return config.get("clinical_schema") is not None
+def first(value: Any) -> str:
+    """A parameter as text; clients send the whole list of choices when the user chose none."""
+    return str(value[0] if isinstance(value, list) and value else value or "")

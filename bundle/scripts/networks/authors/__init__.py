@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..checkpoints import mismatches, read_state_dict
 from ..ynet import YNet
+from .keys import refuse_our_keys
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,8 @@ def build(official_class: str, **arguments: object) -> YNet:
     """Build the network that an official class would build, as a `YNet`.
 
     Args:
-        official_class: dotted name of the class in the authors' code, as `official_classes()` lists it.
+        official_class: dotted name of the class in the authors' code, as `official_classes()` lists it, or another name
+            that their packages have for it (`monai.networks.nets.swin_unetr.SwinUNETR`, `nnunet_mednext.MedNeXt`).
         arguments: constructor arguments of that class, under the authors' names; the others keep the authors' defaults.
 
     Returns:
@@ -38,7 +40,8 @@ def build(official_class: str, **arguments: object) -> YNet:
         ValueError: if the class is unknown, or an argument is unknown or has a value that is not supported.
         TypeError: if a required argument is missing.
     """
-    return _family(official_class).build(official_class, arguments)
+    family, name = _family(official_class)
+    return family.build(name, arguments)
 
 
 def load(network: YNet, state_dict: Mapping[str, Tensor], official_class: str) -> dict[str, str]:
@@ -53,9 +56,11 @@ def load(network: YNet, state_dict: Mapping[str, Tensor], official_class: str) -
         Keys of the file that the network does not need -> the reason.
 
     Raises:
-        ValueError: if the class is unknown, a key is missing or unknown, or a tensor has another shape.
+        ValueError: if the class is unknown, a key is missing, unknown or one of ours, or a tensor has another shape.
     """
-    state, ignored = _family(official_class).translate(network, state_dict, official_class)
+    family, name = _family(official_class)
+    refuse_our_keys(state_dict, network.state_dict())
+    state, ignored = family.translate(network, state_dict, name)
     target = {key: value for key, value in network.state_dict().items() if not key.startswith("fusion.")}
     for key in target.keys() - state.keys():
         if key.endswith("num_batches_tracked"):  # a counter that weights files may leave out
@@ -71,6 +76,9 @@ def load(network: YNet, state_dict: Mapping[str, Tensor], official_class: str) -
 
 def import_weights(source: str, target: str, official_class: str, **arguments: object) -> str:
     """Turn weights released by the authors of a network into a checkpoint of ours, for --initial_weights.
+
+    The authors' networks know no clinical data: a training with fusion starts the fusion at random, the rest from these
+    weights.
 
     Args:
         source: the authors' checkpoint; it is read without executing code from it.
@@ -95,46 +103,13 @@ def import_weights(source: str, target: str, official_class: str, **arguments: o
     return "\n".join([str(target), *(f"not used: {key}, {reason}" for key, reason in ignored.items())])
 
 
-def bind(official_class: str, arguments: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, object]:
-    """Fill in the authors' defaults, refusing arguments that their class does not have.
-
-    Args:
-        official_class: for messages.
-        arguments: what the user gave.
-        defaults: all arguments of the class with their defaults; `...` for those without one.
-
-    Returns:
-        All arguments.
-
-    Raises:
-        ValueError: if an argument is unknown.
-        TypeError: if a required one is missing.
-    """
-    unknown = [name for name in arguments if name not in defaults]
-    if unknown:
-        raise ValueError(f"{official_class} has no argument {unknown[0]}; it has {list(defaults)}.")
-    missing = [name for name, default in defaults.items() if default is ... and name not in arguments]
-    if missing:
-        raise TypeError(f"{official_class} needs the argument {missing[0]}.")
-    return dict(defaults) | dict(arguments)
-
-
-def require(official_class: str, arguments: Mapping[str, object], **supported: object) -> None:
-    """Refuse an argument whose value is not the one that is supported, naming it.
-
-    Raises:
-        ValueError: if `arguments[name] != supported[name]` for any name.
-    """
-    for name, value in supported.items():
-        if arguments[name] != value:
-            raise ValueError(f"{official_class}: {name} is {arguments[name]!r}; only {value!r} is supported.")
-
-
-def _family(official_class: str) -> ModuleType:
+def _family(official_class: str) -> tuple[ModuleType, str]:
+    """Module that knows an official class, and the name under which `official_classes` lists it."""
     for family in FAMILIES:
         module = _module(family)
-        if official_class in module.OFFICIAL:
-            return module
+        name = getattr(module, "ALIASES", {}).get(official_class, official_class)
+        if name in module.OFFICIAL:
+            return module, name
     raise ValueError(f"{official_class} is unknown; known are {official_classes()}.")
 
 

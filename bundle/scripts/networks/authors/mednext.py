@@ -9,11 +9,18 @@ from torch import Tensor
 
 from ..mednext import MedNeXtDecoder, MedNeXtEncoder
 from ..ynet import YNet
-from . import bind, require
+from .arguments import bind, one_of, require
+from .keys import rename
 
 MEDNEXT = "nnunet_mednext.network_architecture.mednextv1.MedNextV1.MedNeXt"
 CREATE = "nnunet_mednext.network_architecture.mednextv1.create_mednext_v1.create_mednext_v1"
-OFFICIAL = (MEDNEXT, CREATE)
+SIZES = {  # functions of one variant each, to its name
+    CREATE.replace("create_mednext_v1.create_mednext_v1", f"create_mednext_v1.create_mednextv1_{size}"): size[0].upper()
+    for size in ("small", "base", "medium", "large")
+}
+OFFICIAL = (MEDNEXT, CREATE, *SIZES)
+ALIASES = {"nnunet_mednext.MedNeXt": MEDNEXT, "nnunet_mednext.create_mednext_v1": CREATE}
+DUMMY = "dummy_tensor"
 LEVELS = 5  # strides 1 to 16
 ENTRIES = 2 * LEVELS - 1  # of the authors' lists: down the encoder, the bottleneck, up the decoder
 
@@ -41,6 +48,7 @@ CREATE_DEFAULTS = {
     "kernel_size": 3,
     "deep_supervision": False,
 }
+SIZE_DEFAULTS = {"num_input_channels": ..., "num_classes": ..., "kernel_size": 3, "ds": False}
 RATIOS = (2, 3, 4, 4, 4, 4, 4, 3, 2)
 MODELS = {  # table 1 of the paper
     "S": {"exp_r": 2},
@@ -65,7 +73,7 @@ RENAMED = (
 
 
 def build(official_class: str, arguments: Mapping[str, object]) -> YNet:
-    """Build the network of `MedNeXt(...)` or `create_mednext_v1(...)`.
+    """Build the network of `MedNeXt(...)`, `create_mednext_v1(...)` or the function of one variant.
 
     Args:
         official_class: one of `OFFICIAL`.
@@ -81,10 +89,11 @@ def build(official_class: str, arguments: Mapping[str, object]) -> YNet:
     """
     if official_class == CREATE:
         return _create(bind(CREATE, arguments, CREATE_DEFAULTS))
+    if official_class in SIZES:
+        given = bind(official_class, arguments, SIZE_DEFAULTS)
+        return _create(given | {"model_id": SIZES[official_class], "deep_supervision": given["ds"]})
     given = bind(MEDNEXT, arguments, MEDNEXT_DEFAULTS)
-    _one_of(given, "dim", ("2d", "3d"))
-    _one_of(given, "norm_type", ("group", "layer"))
-    _one_of(given, "checkpoint_style", (None, "outside_block"))
+    one_of(MEDNEXT, given, dim=("2d", "3d"), norm_type=("group", "layer"), checkpoint_style=(None, "outside_block"))
     if given["dim"] == "2d":
         require(f"{MEDNEXT}, whose layer normalisation fits no 2D map", given, norm_type="group")
     encoder_kernel, decoder_kernel = _kernels(given)
@@ -129,18 +138,20 @@ def translate(
     Returns:
         Weights by our keys, and the authors' keys that are not needed with the reason.
     """
-    state, ignored = {}, {}
-    for key, value in state_dict.items():
-        if key == "dummy_tensor":
-            ignored[key] = "a constant that the authors hand to gradient checkpointing; nothing is computed from it"
-            continue
-        name = key
-        for pattern, replacement in RENAMED:
-            name = re.sub(pattern, replacement, name)
+    state = rename({key: value for key, value in state_dict.items() if key != DUMMY}, our_key)
+    for key, value in state.items():
         # their heads are transposed convolutions of side 1, ours are convolutions: inputs and outputs change places
-        is_head = name.startswith("decoder.heads.") and value.ndim > 1
-        state[name] = value.transpose(0, 1) if is_head else value
-    return state, ignored
+        if key.startswith("decoder.heads.") and value.ndim > 1:
+            state[key] = value.transpose(0, 1)
+    reason = "a constant that the authors hand to gradient checkpointing; nothing is computed from it"
+    return state, {DUMMY: reason} if DUMMY in state_dict else {}
+
+
+def our_key(key: str) -> str:
+    """Our name of an authors' key."""
+    for pattern, replacement in RENAMED:
+        key = re.sub(pattern, replacement, key)
+    return key
 
 
 def _create(given: Mapping[str, object]) -> YNet:
@@ -158,18 +169,13 @@ def _create(given: Mapping[str, object]) -> YNet:
     return build(MEDNEXT, arguments | MODELS[given["model_id"]])
 
 
-def _one_of(given: Mapping[str, object], name: str, values: Sequence[object]) -> None:
-    if given[name] not in values:
-        raise ValueError(f"{MEDNEXT}: {name} is {given[name]!r}; expected one of {list(values)}.")
-
-
 def _kernels(given: Mapping[str, object]) -> list[int]:
     """Sides of the kernels of encoder and decoder."""
     names = ["kernel_size"] * 2 if given["kernel_size"] is not None else ["enc_kernel_size", "dec_kernel_size"]
     for name in names:
         side = given[name]
-        if not isinstance(side, int) or side < 3 or side % 2 == 0:  # others do not keep the size of a map
-            raise ValueError(f"{MEDNEXT}: {name} is {side!r}; expected an odd number of at least 3.")
+        if not isinstance(side, int) or side < 1 or side % 2 == 0:  # others do not keep the size of a map
+            raise ValueError(f"{MEDNEXT}: {name} is {side!r}; expected an odd number.")
     return [given[name] for name in names]
 
 

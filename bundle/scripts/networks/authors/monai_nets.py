@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import monai.networks.nets as nets
 import torch
@@ -15,23 +16,42 @@ from ..monai_nets import MonaiDecoder, MonaiEncoder
 from ..swin import SwinEncoder
 from ..unetr import UNETRDecoder, ViTEncoder
 from ..ynet import YNet
-from . import bind, require
+from .arguments import bind, require
 
-SWIN_UNETR = "monai.networks.nets.SwinUNETR"
-SWIN = "monai.networks.nets.SwinUNETR(...).swinViT(x, normalize=True)"  # its encoder alone
-UNETR = "monai.networks.nets.UNETR"
-CUT: dict[str, Callable[..., nn.Module]] = {
-    "monai.networks.nets.UNet": nets.UNet,
-    "monai.networks.nets.DynUNet": nets.DynUNet,
-    "monai.networks.nets.SegResNet": nets.SegResNet,
-    "monai.networks.nets.MedNeXt": mednext.MedNeXt,
-    "monai.networks.nets.mednext.MedNeXt": mednext.MedNeXt,
-    "monai.networks.nets.mednext.create_mednext": mednext.create_mednext,
+MONAI = "monai.networks.nets"
+SWIN_UNETR = f"{MONAI}.SwinUNETR"
+SWIN = f"{SWIN_UNETR}(...).swinViT(x, normalize=True)"  # its encoder alone
+CLASSES: dict[str, Callable[..., nn.Module]] = {
+    SWIN_UNETR: nets.SwinUNETR,
+    SWIN: nets.SwinUNETR,
+    f"{MONAI}.UNETR": nets.UNETR,
+    f"{MONAI}.UNet": nets.UNet,
+    f"{MONAI}.DynUNet": nets.DynUNet,
+    f"{MONAI}.SegResNet": nets.SegResNet,
+    f"{MONAI}.MedNeXt": mednext.MedNeXt,
+    f"{MONAI}.mednext.create_mednext": mednext.create_mednext,
+    **{f"{MONAI}.MedNeXt{size}": partial(mednext.create_mednext, size) for size in "SBML"},
 }
-OFFICIAL = (SWIN_UNETR, SWIN, UNETR, *CUT)
+OFFICIAL = tuple(CLASSES)
+
+
+def _aliases() -> dict[str, str]:
+    """Other names that MONAI has for these classes: of the module that defines them, and of other spellings."""
+    names = {kind: name for name, kind in reversed(CLASSES.items())}
+    found = {}
+    for module in (nets, *map(inspect.getmodule, CLASSES.values())):
+        for name, value in vars(module).items() if module else ():
+            size = re.fullmatch("MedNe[Xx]t([SBML])(mall|ase|edium|arge)?", name)  # lambdas without argument names
+            official = f"{MONAI}.MedNeXt{size[1]}" if size else names.get(value) if callable(value) else None
+            if official:
+                found[f"{module.__name__}.{name}"] = official
+    return found | {name + SWIN.removeprefix(SWIN_UNETR): SWIN for name, kind in found.items() if kind == SWIN_UNETR}
+
+
+ALIASES = _aliases()
 
 PREFIXES = {  # ours -> MONAI's
-    SWIN_UNETR: {
+    nets.SwinUNETR: {
         "encoder.swinViT.": "swinViT.",
         "decoder.blocks.0.": "encoder1.",
         "decoder.blocks.1.": "encoder2.",
@@ -41,8 +61,7 @@ PREFIXES = {  # ours -> MONAI's
         **{f"decoder.ups.{level}.": f"decoder{level + 1}." for level in range(5)},
         "decoder.head.": "out.",
     },
-    SWIN: {"encoder.swinViT.": "swinViT."},
-    UNETR: {
+    nets.UNETR: {
         "encoder.vit.": "vit.",
         "decoder.blocks.0.": "encoder1.",
         **{f"encoder.pyramid.{level}.": f"encoder{level + 2}." for level in range(3)},
@@ -64,11 +83,11 @@ class HiddenStates(nn.Module):
 
 def build(official_class: str, arguments: Mapping[str, object]) -> YNet:
     """Build the network that a class of MONAI would build, as a `YNet`; see `authors.build`."""
-    if official_class == UNETR:
-        return _unetr(arguments)
-    if official_class in (SWIN_UNETR, SWIN):
+    make = CLASSES[official_class]
+    if make is nets.UNETR:
+        return _unetr(official_class, arguments)
+    if make is nets.SwinUNETR:
         return _swin_unetr(official_class, arguments)
-    make = CUT[official_class]
     given = bind(official_class, arguments, _defaults(make))
     if make is mednext.MedNeXt:  # "layer" fits images of the kernel's size only
         require(official_class, given, norm_type="group")
@@ -109,7 +128,7 @@ def translate(
             state[ours] = current[ours]
     ignored = {key: "cross-attention, which MONAI before 1.6 made but never used" for key in left if STALE.match(key)}
     left = {key: value for key, value in left.items() if key not in ignored}
-    return state | left, ignored
+    return left | state, ignored
 
 
 def _swin_unetr(official_class: str, arguments: Mapping[str, object]) -> YNet:
@@ -128,6 +147,7 @@ def _swin_unetr(official_class: str, arguments: Mapping[str, object]) -> YNet:
     )
     if official_class == SWIN:
         encoder.normalize = True  # as the name says, whatever SwinUNETR itself does
+        encoder.divisor = (1,) * given["spatial_dims"]  # it pads what it cannot divide
         return YNet(encoder=encoder, decoder=HiddenStates())
     decoder = UNETRDecoder(
         spatial_dims=given["spatial_dims"],
@@ -140,9 +160,8 @@ def _swin_unetr(official_class: str, arguments: Mapping[str, object]) -> YNet:
     return YNet(encoder=encoder, decoder=decoder)
 
 
-def _unetr(arguments: Mapping[str, object]) -> YNet:
-    given = bind(UNETR, arguments, _defaults(nets.UNETR))
-    require(UNETR, given, save_attn=False)
+def _unetr(official_class: str, arguments: Mapping[str, object]) -> YNet:
+    given = bind(official_class, arguments, _defaults(nets.UNETR))  # save_attn keeps what is computed, no number more
     encoder = ViTEncoder(**{name: value for name, value in given.items() if name not in ("out_channels", "save_attn")})
     decoder = UNETRDecoder(
         out_channels=given["out_channels"],
@@ -164,7 +183,8 @@ def _defaults(official: Callable[..., nn.Module]) -> dict[str, object]:
 
 def _keys(network: YNet, official_class: str) -> dict[str, tuple[str, ...]]:
     """Our keys -> MONAI's for the same tensor."""
-    if official_class in CUT:
+    kind = CLASSES[official_class]
+    if kind not in PREFIXES:
         halves = {"encoder": network.encoder, "decoder": network.decoder}
         return {
             f"{name}.{ours}": theirs
@@ -174,6 +194,6 @@ def _keys(network: YNet, official_class: str) -> dict[str, tuple[str, ...]]:
     return {
         key: (new + key.removeprefix(old),)
         for key in network.state_dict()
-        for old, new in PREFIXES[official_class].items()
+        for old, new in PREFIXES[kind].items()
         if key.startswith(old)
     }

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..resnet_utnet import LEVELS, ResNetEncoder, ResNetUNetDecoder
 from ..ynet import YNet
-from . import bind, require
-from .utnet import ATTENTION, attention_levels, from_end, rename
+from .arguments import attention_levels, bind, from_end, require
+from .keys import TABLE, drop_position_indices, rename
+from .utnet import ATTENTION
 
 OFFICIAL = ("model.resnet_utnet.ResNet_UTNet",)
 DEFAULTS = {
@@ -32,20 +33,25 @@ DEFAULTS = {
 def build(official_class: str, arguments: Mapping[str, object]) -> YNet:
     """Build ResNet-UTNet from the authors' arguments.
 
+    Args:
+        official_class: one of `OFFICIAL`.
+        arguments: by the authors' names. `in_ch` is required but changes nothing, as in their code.
+
+    Returns:
+        The network; as the authors' it takes images of three channels or of one, which is repeated.
+
     Raises:
-        ValueError: if an argument is unknown or not supported: `width_factor` other than 1 and `in_ch` other than 1 or
-            3, with which the authors' network fails too (its decoder has fixed widths, its ResNet takes colours).
+        ValueError: if an argument is unknown or not supported: `width_factor` other than 1, with which the authors'
+            network fails too (its decoder has fixed widths).
         TypeError: if a required one is missing.
     """
     a = bind(official_class, arguments, DEFAULTS)
     require(official_class, a, width_factor=1)
-    if a["in_ch"] not in (1, 3):
-        raise ValueError(f"{official_class}: in_ch is {a['in_ch']!r}; only 1 and 3 are supported.")
     named = attention_levels(official_class, a["block_list"], range(LEVELS + 1))
     levels = [level for level in named if level < LEVELS]  # the authors allow 4, and build nothing for it
     divisors = from_end(official_class, a, "num_heads", levels, LEVELS)
     encoder = ResNetEncoder(
-        in_channels=a["in_ch"],
+        in_channels=3,
         block_units=a["block_units"],
         attention_levels=levels,
         num_blocks=from_end(official_class, a, "num_blocks", levels, LEVELS),
@@ -60,7 +66,8 @@ def translate(
     network: YNet, state_dict: Mapping[str, Tensor], official_class: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Bring the authors' weights under our keys; unknown keys stay as they are."""
-    return rename(state_dict, _our_key)
+    weights, ignored = drop_position_indices(state_dict)
+    return rename(weights, _our_key), ignored
 
 
 def _our_key(key: str) -> str:
@@ -73,4 +80,5 @@ def _our_key(key: str) -> str:
     key = re.sub(r"^trans_([0-3])\.blocks\.", r"encoder.attention.\1.", key)
     key = re.sub(r"^up([1-3])\.", lambda up: f"decoder.ups.{LEVELS - 1 - int(up[1])}.", key)
     key = re.sub(r"^(decoder\.ups\.\d)\.conv\.", r"\1.blocks.", key)
-    return re.sub(r"^output\.", "decoder.head.", key)
+    key = re.sub(r"^output\.", "decoder.head.", key)
+    return key.replace(TABLE, ".position.table")

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..swin_unet import SwinUNetDecoder, SwinUNetEncoder
 from ..utnet_attention import position_index
 from ..ynet import YNet
-from . import bind, require
-from .utnet import rename
+from .arguments import bind, require
+from .keys import rename
 
 OFFICIAL = ("model.swin_unet.SwinUnet",)
 LEVELS = 4
@@ -92,7 +92,7 @@ def translate(
         if size is not None and torch.equal(left[key].cpu(), position_index(size)):
             del left[key]
             ignored[key] = "a constant of window_size, which the network computes itself"
-    return rename(left, _our_key)[0], ignored
+    return rename(left, _our_key), ignored
 
 
 def _our_key(key: str) -> str:

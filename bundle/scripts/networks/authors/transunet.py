@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ..resnet_utnet import GROUPS, ResNetEncoder
 from ..transunet import ImageEncoder, TransUNetDecoder, TransUNetEncoder
 from ..ynet import YNet
-from . import bind
-from .utnet import rename
+from .arguments import bind
+from .keys import rename
 
 OFFICIAL = ("model.transunet.VisionTransformer",)
 STRIDE, BLOCKS = 16, 4  # of the coarsest map; the decoder doubles it so many times
@@ -106,7 +106,7 @@ def translate(
     network: YNet, state_dict: Mapping[str, Tensor], official_class: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Bring the authors' weights under our keys; unknown keys stay as they are."""
-    return rename(state_dict, _our_key)
+    return rename(state_dict, _our_key), {}
 
 
 def _our_key(key: str) -> str:

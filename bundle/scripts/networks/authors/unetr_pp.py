@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..epa import EPABlock, SeparateProjections, SumBranches, UnbiasedProjection
-from ..unetr_pp import UNETRPPDecoder, UNETRPPEncoder
+from ..unetr_pp import UNETRPPDecoder, UNETRPPEncoder, check_norm
 from ..ynet import YNet
-from . import bind, require
+from .arguments import bind, one_of, require
 
 
 class Settings(NamedTuple):
@@ -81,7 +81,8 @@ def build(official_class: str, arguments: Mapping[str, object]) -> YNet:
         official_class: one of `OFFICIAL`.
         arguments: their constructor arguments. `img_size`, which in their code only the Synapse class has and only in
             part obeys, sets the size of the image for every class; without it the size is the one in their code.
-            `pos_embed` and `dropout_rate` change nothing there and here: embeddings are learned, dropout is 0.1.
+            `pos_embed`, `dropout_rate` and `conv_op` change nothing there and here: embeddings are learned, dropout is
+            0.1, convolutions are 3D.
 
     Returns:
         The network.
@@ -96,20 +97,13 @@ def build(official_class: str, arguments: Mapping[str, object]) -> YNet:
     channels = [width * 2**level for level in range(5)]
     given["dims"] = channels[1:] if given["dims"] is None else list(given["dims"])
     given["depths"] = [3, 3, 3, 3] if given["depths"] is None else list(given["depths"])
-    require(
-        official_class,
-        given,
-        in_channels=settings.in_channels,
-        dims=channels[1:],
-        hidden_size=channels[-1],
-        conv_op=nn.Conv3d,
-    )
+    require(official_class, given, in_channels=settings.in_channels, dims=channels[1:], hidden_size=channels[-1])
     if width % 2:  # 4 heads in the decoder
         raise ValueError(f"{official_class}: feature_size is {width}; only even numbers are supported.")
-    if given["pos_embed"] not in ("perceptron", "conv"):
-        raise ValueError(f"{official_class}: pos_embed is {given['pos_embed']!r}; expected 'perceptron' or 'conv'.")
+    one_of(official_class, given, pos_embed=("perceptron", "conv"))
     if not 0 <= given["dropout_rate"] <= 1:
         raise ValueError(f"{official_class}: dropout_rate is {given['dropout_rate']}; expected a number in [0, 1].")
+    check_norm(f"{official_class}: norm_name", given["norm_name"], width)
     common = {
         "img_size": given["img_size"],
         "channels": channels,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from ..utnet import LEVELS, UTNetDecoder, UTNetEncoder
-from ..utnet_attention import position_index
 from ..ynet import YNet
-from . import bind, require
+from .arguments import attention_levels, bind, from_end, require
+from .keys import TABLE, drop_position_indices, rename
 
 FULL, ENCODER_ONLY = OFFICIAL = ("model.utnet.UTNet", "model.utnet.UTNet_Encoderonly")
 DEFAULTS = {
@@ -32,21 +30,20 @@ DEFAULTS = {
     "aux_loss": False,
 }
 ATTENTION = ("reduce_size", "projection", "rel_pos", "attn_drop", "proj_drop")
-INDEX = ".relative_position_encoding.relative_position_index"
-TABLE = ".relative_position_encoding.relative_position_bias_table"
 
 
 def build(official_class: str, arguments: Mapping[str, object]) -> YNet:
     """Build UTNet, or UTNet with attention in the encoder only, from the authors' arguments.
 
     Raises:
-        ValueError: if an argument is unknown or not supported: `bottleneck` True, with which the authors' attention
-            levels fail too (they refer to a class that their module does not have).
+        ValueError: if an argument is unknown or not supported: `bottleneck` True, with which the authors' levels
+            with attention fail too (they refer to a class that their module does not have; the others ignore it).
         TypeError: if a required one is missing.
     """
     a = bind(official_class, arguments, DEFAULTS)
-    require(official_class, a, bottleneck=False)
     levels = attention_levels(official_class, a["block_list"], range(LEVELS))
+    if any(levels) or (levels and official_class == FULL):
+        require(official_class, a, bottleneck=False)
     attention = {name: a[name] for name in ATTENTION}
     encoder = UTNetEncoder(
         in_channels=a["in_chan"],
@@ -73,78 +70,16 @@ def translate(
     network: YNet, state_dict: Mapping[str, Tensor], official_class: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Bring the authors' weights under our keys; unknown keys stay as they are."""
-    return rename(state_dict, _our_key)
+    weights, ignored = drop_position_indices(state_dict)
+    return rename(weights, our_key), ignored
 
 
-def _our_key(key: str) -> str:
+def our_key(key: str) -> str:
+    """Our name of an authors' key."""
     key = re.sub(r"^inc\.", "encoder.stages.0.", key)
     key = re.sub(r"^down([1-4])\.(blocks|conv)\.", r"encoder.stages.\1.", key)
     key = re.sub(r"^up([1-4])\.", lambda up: f"decoder.ups.{LEVELS - 1 - int(up[1])}.", key)
     key = re.sub(r"^(decoder\.ups\.\d)\.conv\.", r"\1.blocks.", key)
     key = re.sub(r"^outc\.", "decoder.heads.0.", key)
-    return re.sub(r"^out([1-3])\.", lambda out: f"decoder.heads.{LEVELS - 1 - int(out[1])}.", key)
-
-
-def rename(state_dict: Mapping[str, Tensor], our_key: Callable[[str], str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Apply the names of a family, and leave out the index tables of the position biases.
-
-    Args:
-        state_dict: weights by the authors' keys.
-        our_key: function from an authors' key to ours.
-
-    Returns:
-        Weights by our keys, and the authors' keys that are left out -> reason.
-    """
-    state: dict[str, Tensor] = {}
-    ignored: dict[str, str] = {}
-    for key, value in state_dict.items():
-        ours = our_key(key).replace(TABLE, ".position.table")
-        if key.endswith(INDEX) and _is_position_index(value):
-            ignored[key] = "a constant of reduce_size, which the network computes itself"
-        else:
-            state[key if ours in state else ours] = value  # two keys for one place: the second is left to be refused
-    return state, ignored
-
-
-def _is_position_index(value: Tensor) -> bool:
-    return value.ndim == 2 and torch.equal(value.cpu(), position_index(math.isqrt(value.shape[0])))
-
-
-def attention_levels(official_class: str, block_list: object, allowed: Sequence[int]) -> list[int]:
-    """Levels that the authors' `block_list` names, one digit each.
-
-    Raises:
-        ValueError: if it names anything else.
-    """
-    digits = [str(level) for level in allowed]
-    block_list = str(block_list) if isinstance(block_list, int) else block_list  # a command line reads 1234 as a number
-    if not isinstance(block_list, Sequence) or any(digit not in digits for digit in block_list):
-        raise ValueError(f"{official_class}: block_list is {block_list!r}; expected digits of '{''.join(digits)}'.")
-    return [level for level in allowed if str(level) in block_list]
-
-
-def from_end(
-    official_class: str, arguments: Mapping[str, object], name: str, levels: Sequence[int], count: int
-) -> list[int]:
-    """Values of the levels from a list that the authors read from its end, 1 where a level does not need one.
-
-    Args:
-        official_class: for messages.
-        arguments: all of the class.
-        name: of the list.
-        levels: those that need a value; level i takes entry i - count.
-        count: number of levels.
-
-    Returns:
-        One value per level.
-
-    Raises:
-        ValueError: if the list is too short.
-    """
-    values, needed = arguments[name], count - min(levels, default=count)
-    if not isinstance(values, Sequence) or len(values) < needed or any(values[i - count] < 1 for i in levels):
-        raise ValueError(
-            f"{official_class}: {name} is {values!r}; block_list {arguments['block_list']!r} needs a list of at least "
-            f"{needed} numbers, the last one for the coarsest level, each at least 1."
-        )
-    return [values[i - count] if i in levels else 1 for i in range(count)]
+    key = re.sub(r"^out([1-3])\.", lambda out: f"decoder.heads.{LEVELS - 1 - int(out[1])}.", key)
+    return key.replace(TABLE, ".position.table")

@@ -1,0 +1,154 @@
+"""Judges a TorchScript file without loading it: archive, pickles, sizes, and the operators that its code names."""
+
+from __future__ import annotations
+
+import ast
+import math
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .archive import zip_problems
+from .weights import (
+    CURE,
+    DAMAGED,
+    GLOBALS,
+    MAX_PICKLE,
+    TensorRecord,
+    pickle_problems,
+    read_records,
+    record_problems,
+    weights_problems,
+)
+from .weights import OPCODES as WEIGHTS_OPCODES
+
+HELPERS = "torch.jit._pickle"  # type tags and typed lists
+HOLDERS = {"data": True, "constants": True, "traced_inputs": False}  # pickles, and whether each has to be there
+REFUSED_OPERATORS = {"from_file", "save", "load", "manual_seed", "read_file", "write_file", "Print", "open"}
+NAMESPACES = {"aten", "prim", "quantized"}
+OPCODES = WEIGHTS_OPCODES | {"NEWOBJ"}  # modules; only our stand-in is ever built
+
+
+def torchscript_problems(path: Path, weights: Path) -> Iterator[str]:
+    """Judge a TorchScript file.
+
+    What its code computes is not checked: TorchScript cannot reach Python, but it can be wrong, slow, or use much
+    memory.
+
+    Args:
+        path: the file.
+        weights: ``model.pt``, of which the file must hold the same numbers.
+
+    Yields:
+        One message for each reason not to load it.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = list(zip_problems(archive)) or sorted(set(_content_problems(archive)))
+            if not found and not list(weights_problems(weights)):
+                with zipfile.ZipFile(weights) as other:
+                    found = list(_other_numbers(archive, other))
+    except DAMAGED as error:
+        found = [f"is not what torch.jit.save writes ({type(error).__name__}: {error})"]
+    yield from (f"{problem}; {CURE}" for problem in found)
+
+
+def _content_problems(archive: zipfile.ZipFile) -> Iterator[str]:
+    root = archive.namelist()[0].split("/")[0]
+    stored = {entry.filename: entry.file_size for entry in archive.infolist()}
+    for holder, needed in HOLDERS.items():
+        name = f"{root}/{holder}.pkl"
+        if name not in stored:
+            if needed:
+                yield f"has no {holder}.pkl"
+            continue
+        data = archive.read(name) if stored[name] <= MAX_PICKLE else b""
+        problems = list(pickle_problems(data, _accepted, OPCODES))
+        yield from problems
+        if not problems:
+            for record in _tensors(read_records(data, _stand_in)).values():
+                yield from record_problems(record, stored, f"{root}/{holder}")
+    known = {f"{root}/{holder}.pkl" for holder in HOLDERS}
+    for name in stored:
+        if name.endswith(".py"):
+            yield from code_problems(archive.read(name))
+        elif name.endswith(".pkl") and name not in known:
+            yield f"holds another pickle, {name}"
+
+
+def _other_numbers(archive: zipfile.ZipFile, weights: zipfile.ZipFile) -> Iterator[str]:
+    """Compare the parameters, found by name, with those of the state dict."""
+    mine, theirs = (opened.namelist()[0].split("/")[0] for opened in (archive, weights))
+    here = _tensors(read_records(archive.read(f"{mine}/data.pkl"), _stand_in))
+    there = read_records(weights.read(f"{theirs}/data.pkl"))
+    both = [name for name in there if name in here]
+    if not both:
+        yield "holds none of the parameters of models/model.pt"
+    for name in both:
+        if here[name].shape != there[name].shape:
+            yield f"{name} has another shape than in models/model.pt"
+        elif _numbers(archive, f"{mine}/data", here[name]) != _numbers(weights, f"{theirs}/data", there[name]):
+            yield f"{name} has other numbers than in models/model.pt"
+
+
+def _numbers(archive: zipfile.ZipFile, folder: str, record: TensorRecord) -> bytes:
+    """The bytes of a contiguous tensor."""
+    item, count = record.storage.item, math.prod(record.shape)
+    data = archive.read(f"{folder}/{record.storage.key}")
+    return data[record.offset * item : (record.offset + count) * item]
+
+
+def _accepted(name: str) -> bool:
+    return name in GLOBALS or name.startswith(("__torch__.", "__torch__ ", f"{HELPERS} "))
+
+
+def code_problems(source: bytes) -> Iterator[str]:
+    """Look for operators that read or write files, or that come from outside of torch.
+
+    Args:
+        source: TorchScript's own text, which has the syntax of Python; parsed and never run.
+
+    Yields:
+        One message for each operator that is refused.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Attribute):
+            continue
+        name = ast.unparse(node)
+        parts = name.split(".")
+        outside = parts[0] == "ops" and len(parts) > 2 and parts[1] not in NAMESPACES
+        if outside or (parts[0] in ("ops", "torch") and parts[-1] in REFUSED_OPERATORS):
+            yield f"its code uses the operator {name}"
+
+
+class _Object:
+    """Stands for a module or a list of TorchScript: keeps what it is given."""
+
+    def __init__(self, *content: Any) -> None:
+        self.content: Any = list(content)
+
+    def __setstate__(self, state: Any) -> None:
+        self.content = state
+
+
+def _stand_in(name: str) -> type[_Object]:
+    return _Object
+
+
+def _tensors(value: Any) -> dict[str, TensorRecord]:
+    """All tensors below a value by their path, each object visited once."""
+    found: dict[str, TensorRecord] = {}
+    left, seen = [("", value)], set()
+    while left:
+        name, item = left.pop()
+        if isinstance(item, TensorRecord):
+            found[name] = item
+            continue
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        item = getattr(item, "content", item)
+        pairs = item.items() if isinstance(item, dict) else enumerate(item) if isinstance(item, list | tuple) else ()
+        left.extend((f"{name}.{key}" if name else str(key), child) for key, child in pairs)
+    return found

@@ -1,0 +1,1 @@
+"""Active learning: which image a client is offered next."""

@@ -1,0 +1,1 @@
+"""Scores of every case by every version of a network, computed in the background."""

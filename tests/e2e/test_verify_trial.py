@@ -1,0 +1,46 @@
+"""The trial of bundles that reading alone cannot refuse."""
+
+import json
+
+import pytest
+from scripts.verify import verify
+from verify.bundles import balls, edit, insert, released, resum, root, write_weights  # noqa: F401
+
+pytestmark = pytest.mark.e2e
+
+
+def test_a_folder_passes_and_stays_as_it_is(root):  # noqa: F811
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    verify(str(root))
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+def refused(root, message):  # noqa: F811
+    resum(root)
+    with pytest.raises(ValueError, match=message):
+        verify(str(root))
+
+
+def test_network_that_wants_more_memory_than_there_is(root):  # noqa: F811
+    edit(root / "configs" / "inference.yaml", "feature_size: 4", "feature_size: 400000")
+    refused(root, r"models/model\.pt: needs more memory than it is given")
+
+
+def test_weights_of_another_network_without_torchscript(root):  # noqa: F811
+    other = {"network_def::encoder::feature_size": 8, "network_def::decoder::channels": [8, 8, 16, 32]}
+    write_weights(root / "configs" / "inference.yaml", root / "models" / "model.pt", bottleneck_channels=32, **other)
+    (root / "models" / "model.ts").unlink()
+    refused(root, r"models/model\.pt: holds the weights of another network: \d+ of another shape: .* expected")
+
+
+def test_property_that_monai_wants(root):  # noqa: F811
+    edit(root / "configs" / "inference.yaml", "^inferer:", "other_inferer:")
+    refused(root, r"configs/inference\.yaml: .*inferer")
+
+
+def test_metadata_with_another_number_of_classes(root):  # noqa: F811
+    path = root / "configs" / "metadata.json"
+    metadata = json.loads(path.read_text())
+    metadata["network_data_format"]["outputs"]["pred"]["num_channels"] = 3
+    path.write_text(json.dumps(metadata))
+    refused(root, r"metadata\.json, network_data_format: ValueError: output channel number `2` doesn't match: `3`")

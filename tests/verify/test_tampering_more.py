@@ -1,0 +1,144 @@
+"""Other ways to change a bundle: where Python, NumPy, logging, TorchScript or pip would run or fetch something."""
+
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from scripts.verify import bundle as stages
+from scripts.verify import verify
+from verify.bundles import CANARY, TOUCH, Call, insert, pack, resum, rewrite
+
+
+def test_trial_that_never_ends(root, refused):
+    refused(r"inference\.yaml: the network was not done in 0\.5 s; give more --seconds if you trust it", seconds=0.5)
+
+
+@pytest.mark.parametrize("where", ["scripts/inferers.py", "scripts/__init__.py", "scripts/networks/__init__.py"])
+def test_payload_in_code(root, refused, where):
+    path = root / where
+    path.write_text(f"{path.read_text()}\n{TOUCH}\n")
+    resum(root)
+    refused(
+        rf"{where}: differs from this installation, .*nny of version 1\.0\.0, or read the file and add --trust_code"
+    )
+
+
+@pytest.mark.parametrize("where", ["sitecustomize.py", "torch.py", "scripts/__pycache__/runs.cpython-311.pyc", "x.pth"])
+def test_code_where_python_would_find_it(root, refused, where):
+    (root / where).parent.mkdir(exist_ok=True)
+    (root / where).write_text(TOUCH)
+    refused(f"{where}: is not in SHA256SUMS", root)
+    resum(root)
+    refused(f"{where}: (a released bundle has no such file|is not part of this installation)")
+
+
+def test_pickle_in_the_stored_case(root, refused):
+    np.savez(root / "models" / "check.npz", image=np.array([Call()], dtype=object), logits=np.zeros(2, np.float32))
+    resum(root)
+    refused(r"models/check\.npz: image\.npy: has the type object, expected float32 \(objects would be unpickled\)")
+
+
+def test_huge_array_in_the_stored_case(root, refused):
+    def change(name, data):
+        return data.replace(b"(1, 2)", b"(9, 9)") if name == "clinical.npy" else data
+
+    rewrite(root / "models" / "check.npz", change)
+    resum(root)
+    refused(r"models/check\.npz: clinical\.npy: declares the shape \(9, 9\), 324 bytes, but 8 follow")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"[formatter_plain]\nclass=os.system\nformat=touch {CANARY}",
+        f"[handler_console]\nclass=StreamHandler\nargs=({TOUCH},)",
+        f"[handler_console]\nclass=StreamHandler\nargs=('%(x)s',)\nx='+str({TOUCH})+'",
+        "[handler_console]\nclass=FileHandler\nargs=('canary', 'w')",
+        f"[DEFAULT]\nkwargs={{'stream': {TOUCH}}}",
+    ],
+)
+def test_payload_in_the_logging_file(root, refused, text):
+    (root / "configs" / "logging.conf").write_text(text)
+    resum(root)
+    refused(r"configs/logging\.conf, \[(formatter_plain|handler_console|DEFAULT)\]: (class|args|kwargs)=.*do not run")
+
+
+def test_pickle_in_torchscript(root, refused):
+    evil = pickle.dumps(Call(), protocol=2)
+    rewrite(root / "models" / "model.ts", lambda name, data: evil if name.endswith("constants.pkl") else data)
+    resum(root)
+    refused(r"models/model\.ts: its pickle would call posix\.system")
+
+
+def test_file_access_in_torchscript(root, refused):
+    def change(name, data):
+        return (
+            data + b"\ndef f(x: str) -> Tensor:\n  return torch.from_file(x, True, 9)\n"
+            if name.endswith("ynet.py")
+            else data
+        )
+
+    rewrite(root / "models" / "model.ts", change)
+    resum(root)
+    refused(r"models/model\.ts: its code uses the operator torch\.from_file")
+
+
+def test_names_that_differ_in_case(root, refused, tmp_path):
+    bundle = pack(root, tmp_path / "case.zip", **{"tiny/license": "other"})
+    refused("entry 'tiny/license' comes twice, also as 'tiny/LICENSE'", bundle)
+
+
+def test_truncated_zip(released, refused, tmp_path):
+    bundle = tmp_path / "short.zip"
+    bundle.write_bytes(released.read_bytes()[:-1000])
+    refused(r"short\.zip: is no complete zip .*; download it again", bundle)
+
+
+def test_requirements_from_elsewhere(root, refused):
+    insert(root / "requirements.txt", "--index-url http://example.org")
+    resum(root)
+    refused(r"requirements\.txt, line 1: .* is more than a package and its versions; do not install from it")
+
+
+def test_file_replaced_while_it_is_checked(root, monkeypatch):
+    """What is judged is what is tried: a private copy."""
+    seen = []
+    before = (root / "configs" / "inference.yaml").read_text()
+
+    def swap(folder, sums):
+        insert(root / "configs" / "inference.yaml", f"bundle_root: ${TOUCH}")
+        return stages_sums(folder, sums)
+
+    def trial(folder, *args, **kwargs):
+        seen.append((folder / "configs" / "inference.yaml").read_text())
+        return []
+
+    stages_sums = stages.sum_problems
+    monkeypatch.setattr(stages, "sum_problems", swap)
+    monkeypatch.setattr(stages, "trial_problems", trial)
+    verify(str(root))
+    assert seen == [before]
+
+
+def test_link_put_in_place_of_a_file_while_it_is_copied(root, refused, tmp_path, monkeypatch):
+    original = stages.list_files
+
+    def swap(folder):
+        found = original(folder)
+        shutil.move(root / "LICENSE", tmp_path / "LICENSE")
+        (root / "LICENSE").symlink_to(tmp_path / "LICENSE")
+        return found
+
+    monkeypatch.setattr(stages, "list_files", swap)
+    with pytest.raises(ValueError, match="it changed while it was read"):
+        verify(str(root))
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_code_that_the_user_read_and_trusts(root, monkeypatch):
+    path = root / "scripts" / "inferers.py"
+    path.write_text(f"{path.read_text()}\n# ours\n")
+    resum(root)
+    monkeypatch.setattr(stages, "trial_problems", lambda *args, **kwargs: [])
+    verify(str(root), trust_code=True)
