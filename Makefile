@@ -43,7 +43,7 @@ serve: setup  ## annotation server on the phantom cohort
 	./nny serve
 
 bench: setup  ## every benchmark, with its table
-	for file in benchmarks/*.py; do OMP_NUM_THREADS=2 PYTHONPATH=bundle $(BIN)/python $$file || exit 1; done
+	for file in benchmarks/*.py; do OMP_NUM_THREADS=2 PYTHONPATH=bundle:. $(BIN)/python $$file || exit 1; done
 
 clean:  ## remove what the targets made
 	rm -rf work $(VENV)

@@ -96,7 +96,7 @@ def serve(
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:
-        print("Stopped.")
+        print("Stopped.", flush=True)
 
 
 def images_folder(studies: str) -> Path:

@@ -41,7 +41,21 @@ def start() -> None:
 
 def follows() -> bool:
     """Whether this process leaves writing and talking to the first one."""
+    if "RANK" in os.environ:  # torchrun started several; MONAI finds a bundle's scripts too late for `initialize`
+        start()
     return idist.get_rank() > 0
+
+
+def rank() -> int:
+    """Number of this process in the group, which it joins."""
+    start()
+    return idist.get_rank()
+
+
+def processes() -> int:
+    """Number of processes of the group, which this one joins."""
+    start()
+    return idist.get_world_size()
 
 
 def once(function: Callable[..., Any], *args: Any) -> Any:
@@ -69,6 +83,7 @@ def parallel(network: nn.Module) -> DistributedDataParallel:
         The wrapped network, which shares the weights. Parameters without a gradient are allowed: those that embed
         clinical values get none where nothing is known of a patient.
     """
+    start()
     own = next(network.parameters()).device
     return DistributedDataParallel(
         network, device_ids=[own] if own.type == "cuda" else None, find_unused_parameters=True

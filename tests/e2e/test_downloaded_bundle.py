@@ -63,4 +63,4 @@ def test_a_fresh_release_of_the_demo_network_passes(tmp_path):
     (tmp_path / "short.zip").write_bytes(zipped.read_bytes()[:-9])
     refused = subprocess.run([nny, "verify", "short.zip"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert refused.returncode != 0
-    assert refused.stderr.strip().splitlines()[-1].startswith("nny: short.zip: is no complete zip")
+    assert "short.zip: is no complete zip" in refused.stderr.strip().splitlines()[-1]

@@ -44,7 +44,7 @@ def test_two_processes_learn_and_one_writes(bundle, data, tmp_path):
     assert len(list((run / "tensorboard").glob("events*"))) == 2  # those of training and of validation
     state = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
     assert not any(key.startswith("module.") for key in state["objects"]["network"])  # not the wrapper's names
-    assert len(re.findall(r"Epoch\[6\] Complete", output)) == 2  # both took part to the end
+    assert len(re.findall(r"SupervisedTrainer: Epoch\[6\] Complete", output)) == 2  # both took part to the end
 
 
 def test_two_processes_fine_tune(bundle, data, tmp_path):

@@ -87,7 +87,10 @@ class Training:
         end = time.monotonic() + START
         while active() and not processes("train") and time.monotonic() < end:
             time.sleep(0.05)
+        running = list(processes("train").values())
         stopped = stop_background_task("train")
+        for process in running[:1]:
+            process.wait(START)  # killed, so at once; then whoever asks next is told that it has ended
         return shown(stopped) if stopped else None
 
 

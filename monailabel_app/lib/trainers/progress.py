@@ -119,11 +119,8 @@ def printing(run: Path, epochs: int) -> Iterator[None]:
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
-        with (
-            (run / "output.txt").open("a") as file,
-            contextlib.redirect_stdout(file),
-            contextlib.redirect_stderr(file),
-        ):
+        file = (run / "output.txt").open("a", buffering=1)  # left open: the loggers that training sets up hold on to it
+        with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             yield
     finally:
         end.set()
@@ -132,6 +129,7 @@ def printing(run: Path, epochs: int) -> Iterator[None]:
 
 def _alive(state: dict[str, Any]) -> bool:
     try:
-        return abs(psutil.Process(state["pid"]).create_time() - state["born"]) < 1
+        process = psutil.Process(state["pid"])
+        return abs(process.create_time() - state["born"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
