@@ -2,9 +2,10 @@
 
 Starts with 4 random labelled scans of 64, trains a small 3D network, lets a strategy choose 4 more, and so on to 24;
 then again with another seed. Each training starts from the same weights (of its seed) and takes the same number of
-steps, whatever the number of labels. The 16 held-out scans of fold 0 are segmented after each training; no strategy was
-tuned on them, but network, grid and steps were chosen by trials scored on them. The first training of a seed is shared by all strategies. Every (strategy, seed, round) is a file, so an
-interrupted benchmark goes on where it stopped. Needs REAL_DATA_DIR.
+steps, whatever the number of labels. The 16 held-out scans of fold 0 are segmented after each training; no strategy
+was tuned on them, but network, grid and steps were chosen by trials scored on them. The first training of a seed is
+shared by all strategies. Every (strategy, seed, round) is a file, so an interrupted benchmark goes on where it
+stopped. Needs REAL_DATA_DIR.
 
     OMP_NUM_THREADS=1 PYTHONPATH=bundle python benchmarks/active_learning.py --output work/active_learning
     PYTHONPATH=bundle python benchmarks/active_learning.py --output work/active_learning --report
