@@ -6,8 +6,15 @@ import copy
 
 import pytest
 import torch
-from scripts.networks.speed import accelerate, convolution
-from scripts.networks.speed.convolution import FastConv3d, FastConvTranspose3d, Head, Stem
+from scripts.networks.speed import accelerate, convolution, layout
+from scripts.networks.speed.convolution import (
+    FastConv2d,
+    FastConv3d,
+    FastConvTranspose3d,
+    Head2d,
+    Head3d,
+    Stem,
+)
 from torch import nn
 
 LAST = torch.channels_last_3d
@@ -28,6 +35,10 @@ CONVS = {
     "same": nn.Conv3d(4, 6, 3, padding="same"),
     "reflected": nn.Conv3d(4, 6, 3, padding=1, padding_mode="reflect"),
     "transposed": nn.ConvTranspose3d(4, 6, 2, stride=2),
+    "transposed, uneven": nn.ConvTranspose3d(4, 6, (1, 3, 2), stride=(1, 3, 2), bias=False),
+    "transposed, overlapping": nn.ConvTranspose3d(4, 6, 3, stride=2, padding=1),
+    "transposed, grouped": nn.ConvTranspose3d(4, 6, 2, stride=2, groups=2),
+    "transposed, filled up": nn.ConvTranspose3d(4, 6, 2, stride=2, output_padding=1),
     "transposed depthwise": nn.ConvTranspose3d(4, 4, 3, stride=2, padding=1, groups=4),
     "transposed depthwise, filled up": nn.ConvTranspose3d(4, 4, 3, 2, padding=1, output_padding=1, groups=4),
 }
@@ -55,9 +66,39 @@ def test_modules_equal_torch(name, layout, batch):
     assert type(fast) in (FastConv3d, FastConvTranspose3d)
     x = torch.randn(batch, 4, 8, 12, 9).contiguous(memory_format=layout)
     result = compare(conv, fast, x)
-    if name in ("depthwise", "pointwise", "transposed depthwise"):  # it comes out as it went in
+    if name in ("depthwise", "pointwise", "transposed", "transposed depthwise"):  # it comes out as it went in
         assert result.is_contiguous(memory_format=layout)
     compare(conv, fast, torch.randn(batch, 4, 8, 9, 12).transpose(3, 4)[:, :, :, ::2])
+
+
+PLANES = {
+    "dense": nn.Conv2d(4, 6, 3, padding=1),
+    "pointwise": nn.Conv2d(4, 6, 1),
+    "pointwise, strided": nn.Conv2d(4, 6, 1, stride=2, bias=False),
+    "depthwise": nn.Conv2d(4, 4, 3, padding=1, groups=4),
+    "depthwise, strided": nn.Conv2d(4, 4, 5, padding=2, stride=2, groups=4, bias=False),
+    "same": nn.Conv2d(4, 6, 1, padding="same"),
+    "reflected": nn.Conv2d(4, 4, 3, padding=1, groups=4, padding_mode="reflect"),
+}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", PLANES)
+def test_modules_of_planes_equal_torch(name, layout):
+    torch.manual_seed(0)
+    conv = copy.deepcopy(PLANES[name])
+    fast = accelerate(copy.deepcopy(conv))
+    assert type(fast) is FastConv2d
+    result = compare(conv, fast, torch.randn(2, 4, 8, 9).contiguous(memory_format=layout))
+    assert result.is_contiguous(memory_format=layout)
+
+
+def test_single_channels_keep_their_layout():
+    x = layout.channels_last(torch.randn(2, 1, 4, 5, 6))
+    for kernel in (1, 3):
+        conv = nn.Conv3d(1, 6, kernel, padding=kernel // 2)
+        result = compare(conv, accelerate(copy.deepcopy(conv)), x)
+        assert layout.is_channels_last(result)
 
 
 @pytest.mark.parametrize("name", ["small volume", "patches", "depthwise", "transposed depthwise"])
@@ -76,17 +117,21 @@ def test_large_volumes_are_left_to_torch(monkeypatch):
     accelerate(nn.Conv3d(4, 2, 3))(torch.randn(1, 4, 8, 8, 8))
 
 
-def test_stem_and_head():
+def test_stem():
     conv = nn.Conv3d(1, 6, 1)
-    stem, head = copy.deepcopy(conv), nn.Conv3d(6, 3, 1)
+    stem = copy.deepcopy(conv)
     stem.__class__ = Stem
-    y = compare(conv, stem, torch.randn(2, 1, 4, 5, 6))
-    assert y.is_contiguous(memory_format=LAST)
+    assert compare(conv, stem, torch.randn(2, 1, 4, 5, 6)).is_contiguous(memory_format=LAST)
+
+
+@pytest.mark.parametrize(("make", "fast_class"), [(nn.Conv2d, Head2d), (nn.Conv3d, Head3d)])
+def test_head(make, fast_class):
+    head = make(6, 3, 1)
     fast = copy.deepcopy(head)
-    fast.__class__ = Head
-    logits = compare(head, fast, y.detach())
-    assert logits.is_contiguous()
-    compare(head, fast, y.detach().contiguous())
+    fast.__class__ = fast_class
+    x = torch.randn(2, 6, *(4, 5, 7)[: head.weight.ndim - 2])
+    assert compare(head, fast, layout.channels_last(x)).is_contiguous()
+    compare(head, fast, x)
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 8, 8), (0, 4, 8, 8, 8)])

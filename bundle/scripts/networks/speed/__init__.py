@@ -6,24 +6,33 @@ from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetResBlock
 from monai.networks.nets.swin_unetr import BasicLayer, WindowAttention
 from torch import nn
 
+from ..epa import EPA
 from ..mednext import MedNeXtDecoder, MedNeXtEncoder
+from ..unetr_pp import UNETRPPDecoder
+from ..utnet import UTNetDecoder
+from . import blocks, grid_attention
 from .allocator import tune_allocator
-from .blocks import BLOCKS
-from .convolution import FastConv3d, FastConvTranspose3d, Head, Stem
+from .convolution import FastConv2d, FastConv3d, FastConvTranspose3d, Head2d, Head3d, Stem
+from .paired_attention import FastEPA
 from .residual import FastUnetBasicBlock, FastUnetResBlock
 from .window_attention import FastBasicLayer, FastWindowAttention
 
-__all__ = ["accelerate", "tune_allocator"]
+__all__ = ["accelerate", "plain", "tune_allocator"]
 
 FASTER = {
+    nn.Conv2d: FastConv2d,
     nn.Conv3d: FastConv3d,
     nn.ConvTranspose3d: FastConvTranspose3d,
     BasicLayer: FastBasicLayer,
     WindowAttention: FastWindowAttention,
     UnetBasicBlock: FastUnetBasicBlock,
     UnetResBlock: FastUnetResBlock,
-    **BLOCKS,
+    EPA: FastEPA,
+    **blocks.BLOCKS,
+    **grid_attention.BLOCKS,
 }
+HEADS = {nn.Conv2d: Head2d, nn.Conv3d: Head3d}
+TORCHS = {faster: own for own, faster in (*FASTER.items(), *HEADS.items(), (nn.Conv3d, Stem))}
 
 
 def accelerate(network: nn.Module) -> nn.Module:
@@ -51,10 +60,22 @@ def accelerate(network: nn.Module) -> nn.Module:
     for module in network.modules():
         if isinstance(module, MedNeXtEncoder) and type(module.stem) is nn.Conv3d:
             module.stem.__class__ = Stem
-        if isinstance(module, MedNeXtDecoder):
+        if isinstance(module, (MedNeXtDecoder, UNETRPPDecoder, UTNetDecoder)):
             for head in module.heads:
-                if type(head) is nn.Conv3d:
-                    head.__class__ = Head
-        if type(module) in FASTER:
-            module.__class__ = FASTER[type(module)]
+                head.__class__ = HEADS.get(type(head), type(head))
+        module.__class__ = FASTER.get(type(module), type(module))
+    return network
+
+
+def plain(network: nn.Module) -> nn.Module:
+    """Undo `accelerate`: let a network round as torch's own operations do.
+
+    Args:
+        network: any module; it is changed in place.
+
+    Returns:
+        The network.
+    """
+    for module in network.modules():
+        module.__class__ = TORCHS.get(type(module), type(module))
     return network

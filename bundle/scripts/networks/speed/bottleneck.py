@@ -15,7 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-from .layout import channels_last, chunks, empty, rows
+from .layout import channels_last, chunks, empty, group_size, grouped, rows
 from .normalisation import gradient_terms, statistics
 
 gelu_ = torch.ops.aten.gelu_
@@ -44,14 +44,15 @@ class Bottleneck(Function):
     def forward(ctx: FunctionCtx, x: Tensor, residual: Tensor | None, eps: float, *layers: Tensor) -> Tensor:  # noqa: D102
         x = channels_last(x)
         layers = Layers(*(p.flatten(1) if p.ndim > 2 else p for p in layers))  # kernels (H, C, 1, 1, 1) -> (H, C)
-        ctx.statistics = [statistics(positions, eps) for positions in rows(x)]
+        moments = (statistics(positions) for positions in rows(x))
+        ctx.statistics = [(mean, (variance + eps).rsqrt_()) for mean, variance in moments]
         out = empty(x, len(layers.compress), x.shape[2:])
         into, added = rows(out), None if residual is None else rows(channels_last(residual))
         for image, (positions, (mean, inverse_std)) in enumerate(zip(rows(x), ctx.statistics, strict=True)):
             weight, bias = layers.expansion(inverse_std)
             for part in chunks(positions, len(weight)):
                 y = into[image, part]
-                hidden = gelu_(torch.addmm(bias, positions[part] - mean, weight.T))
+                hidden = gelu_(torch.addmm(bias, _centred(positions[part], mean), weight.T))
                 torch.addmm(layers.compress_bias, hidden, layers.compress.T, out=y)
                 if added is not None:
                     y.add_(added[image, part])
@@ -85,7 +86,7 @@ def _image_gradient(
     weight, bias = layers.expansion(inverse_std)
     d_weight, d_bias = torch.zeros_like(weight), torch.zeros_like(bias)
     for part in chunks(x, 2 * len(weight)):
-        g, centred = gradient[part], x[part] - mean
+        g, centred = gradient[part], _centred(x[part], mean)
         hidden = torch.addmm(bias, centred, weight.T)
         total.compress.addmm_(g.T, F.gelu(hidden))
         d_hidden = gelu_backward(g @ layers.compress, hidden)
@@ -94,10 +95,19 @@ def _image_gradient(
         torch.mm(d_hidden, weight, out=dx[part])
     summed, correlated = layers.expand.T @ d_bias, (layers.expand * d_weight).sum(0) * inverse_std
     factor, slope, constant = gradient_terms(mean, inverse_std, layers.scale, summed, correlated, len(x))
-    for part in chunks(x, x.shape[1]):
-        dx[part].addcmul_(x[part], slope).add_(constant)
+    group = group_size(*x.shape)
+    positions, into = grouped(x, group), grouped(dx, group)
+    slope, constant = slope.repeat(group), constant.repeat(group)
+    for part in chunks(positions, len(slope)):
+        into[part].addcmul_(positions[part], slope).add_(constant)
     total.scale.add_(correlated)
     total.shift.add_(summed)
     total.expand.add_(d_weight * factor).addr_(d_bias, layers.shift)
     total.expand_bias.add_(d_bias)
     total.compress_bias.add_(gradient.sum(0))
+
+
+def _centred(positions: Tensor, mean: Tensor) -> Tensor:
+    """Positions `(P, C)` without their mean."""
+    group = group_size(*positions.shape)
+    return (grouped(positions, group) - mean.repeat(group)).view_as(positions)

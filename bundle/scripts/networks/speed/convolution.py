@@ -1,4 +1,4 @@
-"""Convolutions of volumes where torch's choice of kernel is a bad one, as subclasses of torch's modules."""
+"""Convolutions where torch's choice of kernel is a bad one, as subclasses of torch's modules."""
 
 from __future__ import annotations
 
@@ -56,15 +56,36 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[i
     return F.linear(positions, weight.flatten(1), bias).movedim(-1, 1)
 
 
+def enlarge(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Transposed convolution of volumes whose stride is its kernel; the output has its channels last."""
+    kernel = weight.shape[2:]
+    positions = F.linear(x.movedim(1, -1), weight.permute(2, 3, 4, 1, 0).flatten(0, 3))  # (B, D, H, W, k * k * k * O)
+    blocks = positions.unflatten(-1, (*kernel, -1)).permute(0, 1, 4, 2, 5, 3, 6, 7)  # (B, D, k, H, k, W, k, O)
+    y = blocks.flatten(5, 6).flatten(3, 4).flatten(1, 2)
+    return (y if bias is None else y + bias).movedim(-1, 1)
+
+
+class FastConv2d(nn.Conv2d):
+    """`Conv2d` that, between channels-last maps, has quick depthwise passes and products of matrices."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        if takes(self, x) and is_channels_last(x):
+            if is_depthwise(self):
+                return call(DepthwiseConv.apply, x, self.weight, self.bias, self.stride, self.padding)
+            if is_pointwise(self):
+                return call(pointwise, x, self.weight, self.bias, self.stride)
+        return super().forward(x)
+
+
 class FastConv3d(nn.Conv3d):
     """`Conv3d` with a quick depthwise backward pass, oneDNN for small single volumes, and products of matrices."""
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        if self.padding_mode == "zeros" and fits(self, x) and not isinstance(self.padding, str):
+        if takes(self, x):
             if is_depthwise(self):
                 y = call(DepthwiseConv.apply, x, self.weight, self.bias, self.stride, self.padding)
                 return y if is_channels_last(x) else y.contiguous()
-            if self.groups == 1 and is_pointwise(self) and is_channels_last(x):
+            if is_pointwise(self) and is_channels_last(x):
                 return call(pointwise, x, self.weight, self.bias, self.stride)
             if self.groups == 1 and len(x) == 1 and math.prod(x.shape[:-1]) <= SMALL and not is_pointwise(self):
                 options = self.stride, self.padding, self.dilation
@@ -73,12 +94,15 @@ class FastConv3d(nn.Conv3d):
 
 
 class FastConvTranspose3d(nn.ConvTranspose3d):
-    """`ConvTranspose3d` with quick depthwise passes."""
+    """`ConvTranspose3d` with quick depthwise passes, and products of matrices where nothing overlaps."""
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:  # noqa: D102
-        if output_size is None and fits(self, x) and is_depthwise(self) and not any(self.output_padding):
-            y = call(DepthwiseTransposedConv.apply, x, self.weight, self.bias, self.stride, self.padding)
-            return y if is_channels_last(x) else y.contiguous()
+        if output_size is None and fits(self, x) and not any(self.output_padding):
+            if is_depthwise(self):
+                y = call(DepthwiseTransposedConv.apply, x, self.weight, self.bias, self.stride, self.padding)
+                return y if is_channels_last(x) else y.contiguous()
+            if has_no_overlaps(self) and is_channels_last(x):
+                return call(enlarge, x, self.weight, self.bias)
         return super().forward(x, output_size)
 
 
@@ -86,23 +110,37 @@ class Stem(nn.Conv3d):
     """Convolution with a kernel of one position whose output has its channels last, for what comes next."""
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        if fits(self, x) and is_pointwise(self):
+        if takes(self, x) and is_pointwise(self):
             return call(pointwise, x, self.weight, self.bias, self.stride)
         return super().forward(x)
 
 
-class Head(nn.Conv3d):
-    """Convolution with a kernel of one position whose output has its channels first, as losses like them."""
+class _Head:
+    """Pointwise convolution whose output has its channels first, as losses like them; stands before torch's class."""
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        if fits(self, x) and is_pointwise(self) and is_channels_last(x):
+    def forward(self, x: Tensor) -> Tensor:
+        if takes(self, x) and is_pointwise(self) and is_channels_last(x):
             return call(pointwise, x, self.weight, self.bias, self.stride).contiguous()
         return super().forward(x)
 
 
+class Head2d(_Head, nn.Conv2d):
+    """`Conv2d` that ends a chain of channels-last layers."""
+
+
+class Head3d(_Head, nn.Conv3d):
+    """`Conv3d` that ends a chain of channels-last layers."""
+
+
 def fits(conv: nn.Module, x: Tensor) -> bool:
-    """Whether `x` is a batch of volumes for this convolution that the faster paths may take."""
-    return x.ndim == 5 and x.shape[1] == conv.in_channels and x.numel() > 0 and applies(x, conv.weight, conv.bias)
+    """Whether `x` is a batch for this convolution that the faster paths may take."""
+    batch = x.ndim == conv.weight.ndim and x.shape[1] == conv.in_channels and x.numel() > 0
+    return batch and applies(x, conv.weight, conv.bias)
+
+
+def takes(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> bool:
+    """Whether `x` fits a convolution with zeros around."""
+    return conv.padding_mode == "zeros" and not isinstance(conv.padding, str) and fits(conv, x)
 
 
 def is_depthwise(conv: nn.Module) -> bool:
@@ -117,3 +155,9 @@ def is_depthwise(conv: nn.Module) -> bool:
 def is_pointwise(conv: nn.Module) -> bool:
     """Whether a convolution maps each position by itself."""
     return conv.groups == 1 and set(conv.kernel_size) == {1} and set(conv.padding) == {0}
+
+
+def has_no_overlaps(conv: nn.Module) -> bool:
+    """Whether each position of a transposed convolution fills a block of its own."""
+    alone = conv.kernel_size == conv.stride and set(conv.padding) == {0} and set(conv.dilation) == {1}
+    return alone and conv.groups == 1

@@ -1,20 +1,27 @@
-"""Instance normalisation of channels-last maps together with what follows it: a sum and a leaky ReLU."""
+"""Normalisation of channels-last maps together with what follows it: a sum and a leaky ReLU."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from .layout import channels_last, chunks, empty, rows
+from .layout import channels_last, chunks, empty, group_size, grouped, rows
 
+Moments = tuple[Tensor, Tensor]
 activation_gradient = torch.ops.aten.leaky_relu_backward.grad_input
 leaky_relu_ = torch.ops.aten.leaky_relu_
 
 
 class NormAct(Function):
-    """`leaky_relu(instance_norm(x) + residual)` of maps `(B, C, *spatial)`, 2D or 3D; a slope of 1 leaves the sum."""
+    """`leaky_relu(scale * (x - mean) / std + shift + residual)` of channels-last maps; a slope of 1 leaves the sum.
+
+    Takes `x` and the residual `(B, C, *spatial)`, the scale and the shift `(C,)`, each but `x` or None; and of each
+    image, or once for all of them, the moments. Unless these are fixed they are those of `x`, and have a gradient.
+    """
 
     @staticmethod
     def forward(  # noqa: D102
@@ -23,24 +30,24 @@ class NormAct(Function):
         scale: Tensor | None,
         shift: Tensor | None,
         residual: Tensor | None,
-        eps: float,
+        moments: Sequence[Moments],
+        fixed: bool,
         slope: float,
     ) -> Tensor:
-        x = channels_last(x)
         out = empty(x, x.shape[1], x.shape[2:])
-        added = None if residual is None else rows(channels_last(residual))
-        ctx.statistics = [statistics(positions, eps) for positions in rows(x)]
-        for image, (positions, (mean, inverse_std)) in enumerate(zip(rows(x), ctx.statistics, strict=True)):
+        group, maps = _matrices((x, out, residual), len(moments))
+        for (positions, into, added), (mean, inverse_std) in zip(maps, moments, strict=True):
             factor = inverse_std if scale is None else scale * inverse_std
             offset = -mean * factor if shift is None else shift - mean * factor
-            for part in chunks(positions, x.shape[1]):
-                y = torch.addcmul(offset, positions[part], factor, out=rows(out)[image, part])
+            factor, offset = factor.repeat(group), offset.repeat(group)
+            for part in chunks(positions, len(factor)):
+                y = torch.addcmul(offset, positions[part], factor, out=into[part])
                 if added is not None:
-                    y.add_(added[image, part])
+                    y.add_(added[part])
                 if slope != 1:
                     leaky_relu_(y, slope)
         ctx.save_for_backward(x, scale, out if slope != 1 else None)
-        ctx.slope = slope
+        ctx.moments, ctx.fixed, ctx.slope = moments, fixed, slope
         return out
 
     @staticmethod
@@ -53,23 +60,77 @@ class NormAct(Function):
         before = gradient  # gradient before the activation
         if out is not None:
             before = empty(x, x.shape[1], x.shape[2:]) if needs_residual else dx
-        d_scale, d_shift = x.new_zeros(x.shape[1]), x.new_zeros(x.shape[1])
-        for image, (mean, inverse_std) in enumerate(ctx.statistics):
-            positions, g, d, into = (rows(t)[image] for t in (x, gradient, before, dx))
-            total, correlated = torch.zeros_like(mean), torch.zeros_like(mean)
-            for part in chunks(positions, 2 * len(mean)):
-                if out is not None:
-                    activation_gradient(g[part], rows(out)[image, part], ctx.slope, True, grad_input=d[part])
+        d_scale, d_shift = x.new_zeros(2, x.shape[1])
+        group, maps = _matrices((x, gradient, before, dx, out), len(ctx.moments))
+        for (positions, g, d, into, y), (mean, inverse_std) in zip(maps, ctx.moments, strict=True):
+            total, correlated = positions.new_zeros(2, group * len(mean))
+            means = mean.repeat(group)
+            for part in chunks(positions, 2 * len(means)):
+                if y is not None:
+                    activation_gradient(g[part], y[part], ctx.slope, True, grad_input=d[part])
                 total += d[part].sum(0)
-                correlated += (positions[part] - mean).mul_(d[part]).sum(0)
+                correlated += (positions[part] - means).mul_(d[part]).sum(0)
+            total, correlated = (t.view(group, -1).sum(0) for t in (total, correlated))
             correlated *= inverse_std
-            factor, slope, constant = gradient_terms(mean, inverse_std, scale, total, correlated, len(positions))
-            for part in chunks(positions, 2 * len(mean)):
-                torch.mul(d[part], factor, out=into[part]).addcmul_(positions[part], slope).add_(constant)
             d_scale += correlated
             d_shift += total
+            count = positions.numel() // len(mean)
+            terms = gradient_terms(mean, inverse_std, scale, total, correlated, count)
+            factor, slope, constant = (term.repeat(group) for term in terms)
+            for part in chunks(positions, 2 * len(means)):
+                torch.mul(d[part], factor, out=into[part])
+                if not ctx.fixed:
+                    into[part].addcmul_(positions[part], slope).add_(constant)
         d_scale, d_shift = d_scale if needs_scale else None, d_shift if needs_shift else None
-        return dx, d_scale, d_shift, before if needs_residual else None, None, None
+        return dx, d_scale, d_shift, before if needs_residual else None, None, None, None
+
+
+def instance_norm_act(
+    norm: nn.InstanceNorm2d | nn.InstanceNorm3d, x: Tensor, residual: Tensor | None, slope: float
+) -> Tensor:
+    """`leaky_relu(norm(x) + residual)` of maps `(B, C, *spatial)`; a slope of 1 leaves the sum."""
+    x, residual = channels_last(x), None if residual is None else channels_last(residual)
+    moments = [(mean, (variance + norm.eps).rsqrt()) for mean, variance in map(statistics, rows(x.detach()))]
+    return NormAct.apply(x, norm.weight, norm.bias, residual, moments, False, slope)
+
+
+def batch_norm_act(norm: nn.BatchNorm2d | nn.BatchNorm3d, x: Tensor, residual: Tensor | None, slope: float) -> Tensor:
+    """`leaky_relu(norm(x) + residual)` of maps `(B, C, *spatial)`; a slope of 1 leaves the sum."""
+    count = x.numel() // x.shape[1]
+    if x.shape[1] != norm.num_features or (norm.training and count == 1):
+        return norm(x)  # it says what is wrong
+    x, residual = channels_last(x), None if residual is None else channels_last(residual)
+    mean, variance = norm.running_mean, norm.running_var
+    if norm.training:
+        mean, variance = statistics(rows(x.detach()).flatten(0, 1))
+        norm.num_batches_tracked.add_(1)
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
+    moments = [(mean.clone(), (variance + norm.eps).rsqrt())]
+    return NormAct.apply(x, norm.weight, norm.bias, residual, moments, not norm.training, slope)
+
+
+def is_standard_batch_norm(norm: nn.Module) -> bool:
+    """Whether `batch_norm_act` knows all that a layer does."""
+    plain = type(norm) in (nn.BatchNorm2d, nn.BatchNorm3d)
+    return plain and norm.affine and norm.track_running_stats and norm.momentum is not None
+
+
+def _matrices(maps: Sequence[Tensor | None], parts: int) -> tuple[int, Iterator[tuple[Tensor | None, ...]]]:
+    """Maps `(B, C, *spatial)` as matrices of rows that hold several positions each.
+
+    Args:
+        maps: channels-last maps of one shape, or None.
+        parts: into how many matrices their batch is divided.
+
+    Returns:
+        Number of positions in a row, and for each part a matrix `(positions / number, number * C)` of each map.
+    """
+    width = maps[0].shape[1]
+    group = group_size(maps[0].numel() // width // parts, width)
+    shape = parts, -1, group * width
+    views = [[None] * parts if t is None else t.movedim(1, -1).view(shape) for t in maps]
+    return group, zip(*views, strict=True)
 
 
 def gradient_terms(
@@ -94,16 +155,19 @@ def gradient_terms(
     return factor, slope, factor * total / -count - slope * mean
 
 
-def statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean, and one over the standard deviation, of each channel of an image `(P, C)`, which is read once."""
-    parts = [_part_statistics(x[part]) for part in chunks(x, x.shape[1])]
-    counts, means, squares = (torch.stack(values) for values in zip(*parts, strict=True))  # (parts, 1 or C)
+def statistics(x: Tensor) -> Moments:
+    """Mean and variance of each channel of positions `(P, C)`, which are read once."""
+    group, channels = group_size(*x.shape), x.shape[1]
+    positions = grouped(x, group)
+    parts = [_part_statistics(positions[part]) for part in chunks(positions, positions.shape[1])]
+    counts, means, squares = (torch.stack(values) for values in zip(*parts, strict=True))  # (parts, 1 or group * C)
+    counts = counts.repeat_interleave(group, dim=0)
+    means, squares = means.view(-1, channels), squares.view(-1, channels)  # (parts * group, C)
     mean = (counts * means).sum(0) / len(x)
-    variance = (counts * (means - mean).square() + squares).sum(0) / len(x)
-    return mean, (variance + eps).rsqrt_()
+    return mean, (counts * (means - mean).square() + squares).sum(0) / len(x)
 
 
 def _part_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Number of positions, mean of each channel, and sum of its squared distances from it."""
+    """Number of rows, mean of each column, and sum of its squared distances from it."""
     mean = x.mean(0)
     return torch.tensor([len(x)]), mean, (x - mean).square_().sum(0)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .conditions import applies, call
 from .layout import channels_last
-from .normalisation import NormAct
+from .normalisation import batch_norm_act, instance_norm_act, is_standard_batch_norm
 
 
 class _FastUnetBlock:
@@ -29,13 +29,13 @@ class _FastUnetBlock:
         return None
 
     def _norm_act(self, norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return NormAct.apply(x, norm.weight, norm.bias, residual, norm.eps, self.lrelu.negative_slope)
+        return _norm_act(norm, x, residual, self.lrelu.negative_slope)
 
     def _is_standard(self) -> bool:
         """Whether the block is made of what these steps compute, and nobody watches what they skip."""
         norms = [layer for name, layer in self.named_children() if name.startswith("norm")]
         return (
-            all(type(norm) is nn.InstanceNorm3d and not norm.track_running_stats for norm in norms)
+            all(_is_standard(norm) for norm in norms)
             and type(self.lrelu) is nn.LeakyReLU
             and self.lrelu.negative_slope >= 0
             and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in (*norms, self.lrelu))
@@ -52,5 +52,14 @@ class FastUnetResBlock(_FastUnetBlock, UnetResBlock):
     def _residual(self, x: Tensor) -> Tensor:
         if not hasattr(self, "conv3"):
             return x
-        x, norm = self.conv3(x), self.norm3
-        return NormAct.apply(x, norm.weight, norm.bias, None, norm.eps, 1.0)
+        return _norm_act(self.norm3, self.conv3(x), None, 1.0)
+
+
+def _norm_act(norm: nn.Module, x: Tensor, residual: Tensor | None, slope: float) -> Tensor:
+    norm_act = batch_norm_act if isinstance(norm, nn.BatchNorm3d) else instance_norm_act
+    return norm_act(norm, x, residual, slope)
+
+
+def _is_standard(norm: nn.Module) -> bool:
+    instance = type(norm) is nn.InstanceNorm3d and not norm.track_running_stats
+    return instance or is_standard_batch_norm(norm)
