@@ -223,3 +223,61 @@ def test_meta_tensors_come_out_as_they_went_in(network, image):
 def test_shapes_on_the_meta_device(network, image):
     image = image.to("meta")
     assert network.to("meta").eval()(image).shape == (len(image), 3, *image.shape[2:])
+
+
+@pytest.mark.parametrize("make", [unetr_pp, utnet])
+def test_dropout_layers_alone_in_training_mode(make):
+    """Monte Carlo dropout: everything else as in inference."""
+    network, image = make().eval(), torch.randn(1, 1, 16, 16, 16) if make is unetr_pp else torch.randn(1, 1, 32, 32)
+    layers = [m for m in network.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+    for layer in layers:
+        layer.p = 0.5
+    for name, p in network.named_parameters():
+        if name.endswith("gamma"):
+            nn.init.normal_(p)
+    with torch.no_grad():
+        assert torch.equal(network(image), network(image))
+        for layer in layers:
+            layer.train()
+            assert not torch.equal(network(image), network(image))
+            layer.eval()
+
+
+WATCHED = {
+    "register_forward_hook": (nn.GroupNorm, nn.BatchNorm2d, nn.InstanceNorm3d, nn.LeakyReLU, nn.Softmax, nn.Dropout),
+    "register_full_backward_hook": (nn.GroupNorm, nn.BatchNorm2d, nn.Softmax),  # torch has none before in-place sums
+}
+
+
+@pytest.mark.parametrize("register", WATCHED)
+def test_hooks_of_what_is_skipped(network, image, register):
+    watched = [m for m in network.modules() if isinstance(m, WATCHED[register])]
+    for module in network.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
+    counts = []
+    for run_it in (run, plainly):
+        seen = []
+        handles = [getattr(m, register)(lambda *_, seen=seen: seen.append(1)) for m in watched]
+        run_it(network.eval(), image)
+        counts.append(len(seen))
+        for handle in handles:
+            handle.remove()
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("make", [mednext, utnet])
+def test_empty_batch(make):
+    network = make().eval()
+    image = torch.empty(0, 1, *((16,) * 3 if make is mednext else (32, 32)))
+    assert network(image).shape == (0, 3, *image.shape[2:])
+
+
+@pytest.mark.parametrize("make", [swin_unetr, unetr_pp, utnet])
+def test_compiles_whole(make):
+    network = make().eval()
+    image = torch.randn(1, 1, 16, 16, 16) if make is not utnet else torch.randn(2, 1, 32, 32)
+    torch._dynamo.reset()
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(image), network(image), rtol=1e-4, atol=1e-5)

@@ -97,3 +97,11 @@ def test_weight_gradient_skips_planes_that_never_meet():
     result = weight_gradient(x, gradient, torch.Size((2, 1, 5, 3, 3)), (1, 1, 1), (2, 1, 1))
     assert result[:, :, 2].abs().min() > 0
     assert result[:, :, [0, 1, 3, 4]].abs().max() == 0
+
+
+@pytest.mark.parametrize("function", [DepthwiseConv, DepthwiseTransposedConv])
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_kernels_wider_than_the_image(function, width):
+    for kernel, stride in itertools.product((7, 9), (1, 2)):
+        x = torch.randn(1, 4, 4, 3, width, generator=torch.Generator().manual_seed(0))
+        compare(function, x, [kernel] * 3, (stride,) * 3, (kernel // 2,) * 3)

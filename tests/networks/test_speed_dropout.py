@@ -49,3 +49,9 @@ def test_values_and_gradients(layout):
 def test_any_strides():
     x = torch.ones(4, 6, 5).transpose(1, 2)[:, ::2]
     assert dropout(x, 0.5).shape == x.shape
+
+
+def test_almost_everything_dropped():
+    kept, scale = draw((1000,), 0.999999)
+    assert kept.sum() < 10
+    assert scale == 2**16

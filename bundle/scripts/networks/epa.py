@@ -169,7 +169,7 @@ class EPA(nn.Module):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N, C / heads)
 
     def _attend_to_tokens(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        dropout = self.dropout.p if self.training else 0.0
+        dropout = self.dropout.p if self.dropout.training else 0.0
         keys = keys * self.spatial_temperature  # the same product as scaling the N x P logits
         x = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, scale=1.0)  # (B, heads, N, d)
         # In (d, heads, N) order, read as (N, C): this mixes tokens and channels, and the authors' weights rely on it.

@@ -134,7 +134,7 @@ class EfficientAttention(nn.Module):
         self.reduce_size = options.reduce_size
         self.project = PROJECTIONS[options.projection]
         self.position = RelativePositionBias(heads, options.reduce_size) if options.rel_pos else None
-        self.attn_drop = options.attn_drop
+        self.attn_drop = nn.Dropout(options.attn_drop)
         self.to_out = separable_conv(self.inner_channels, channels)
         self.proj_drop = nn.Dropout(options.proj_drop)
 
@@ -153,7 +153,7 @@ class EfficientAttention(nn.Module):
         q, k, v = self._split_heads(queries), self._split_heads(k), self._split_heads(v)
         bias = None if self.position is None else self.position()
         attend = fused_attention if q.is_cuda else plain_attention
-        x = attend(q, k, v, bias, spatial, self.attn_drop if self.training else 0.0)
+        x = attend(q, k, v, bias, spatial, self.attn_drop.p if self.attn_drop.training else 0.0)
         x = x.permute(0, 3, 1, 2).reshape(-1, self.inner_channels, *spatial)  # (B, inner_channels, H, W)
         return self.proj_drop(self.to_out(x))
 

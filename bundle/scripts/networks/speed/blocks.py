@@ -11,7 +11,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from ..mednext_blocks import Block, DownBlock, UpBlock
 from .bottleneck import Bottleneck
-from .conditions import applies, call
+from .conditions import applies, call, watched
 from .convolution import pointwise
 from .depthwise import DepthwiseConv, DepthwiseTransposedConv
 from .layout import channels_last, empty
@@ -21,7 +21,8 @@ class _FastBlock:
     """Block that keeps the resolution; stands before a block's class and falls back on it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim == self.conv1.weight.ndim and applies(x, *self.parameters()) and self._is_standard():
+        batch = x.ndim == self.conv1.weight.ndim and x.numel() > 0
+        if batch and applies(x, *self.parameters()) and self._is_standard():
             return call(self._forward, x)
         return super().forward(x)
 
@@ -47,7 +48,7 @@ class _FastBlock:
             and self.act.approximate == "none"
             and not self.global_resp_norm
             and all(layer.weight is not None and layer.bias is not None for layer in layers)
-            and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.children())
+            and not any(map(watched, self.children()))
         )
 
 

@@ -8,9 +8,12 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def applies(*tensors: Tensor | None) -> bool:
@@ -41,6 +44,11 @@ def _machine_fits() -> bool:
     """Whether oneDNN has its depthwise kernels here: on x86 with vectors of 256 bits or more."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     return x86 and torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+
+
+def watched(module: nn.Module) -> bool:
+    """Whether somebody hooked a module, or all of them, so that its forward pass may not be skipped."""
+    return any(getattr(module, kind) or getattr(global_hooks, f"_global{kind}") for kind in HOOKS)
 
 
 def call(function: Callable[..., Tensor], *arguments: Any) -> Tensor:

@@ -120,10 +120,14 @@ def weight_gradient(
     parts = []
     for column in range(0, width, COLUMNS):
         columns = min(COLUMNS, width - column)
-        left = padding[-1] - column
-        right = stride[-1] * (gradient.shape[-1] - 1) + columns - x.shape[-1] - left
-        cut = F.pad(x.movedim(1, -1), (0, 0, left, right)).movedim(-1, 1)  # the columns that this group meets
-        parts.append(_columns_gradient(cut, gradient, (*shape[:-1], columns), stride, (*padding[:-1], 0)))
+        start = column - padding[-1]
+        stop = start + stride[-1] * (gradient.shape[-1] - 1) + columns
+        met = x[..., max(0, start) : max(0, stop)]  # by this group, with zeros around
+        if met.numel():
+            met = F.pad(met.movedim(1, -1), (0, 0, max(0, -start), max(0, stop - x.shape[-1]))).movedim(-1, 1)
+            parts.append(_columns_gradient(met, gradient, (*shape[:-1], columns), stride, (*padding[:-1], 0)))
+        else:
+            parts.append(x.new_zeros(*shape[:-1], columns))
     return torch.cat(parts, dim=-1)
 
 

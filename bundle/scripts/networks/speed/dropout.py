@@ -20,7 +20,7 @@ def draw(shape: Sequence[int], probability: float) -> tuple[Tensor, float]:
     Returns:
         The mask, True where an entry stays, and what those that stay are multiplied by.
     """
-    count, dropped = torch.Size(shape).numel(), round(probability * LEVELS)
+    count, dropped = torch.Size(shape).numel(), min(round(probability * LEVELS), LEVELS - 1)
     numbers = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
     kept = numbers.view(torch.int16)[:count].view(*shape) >= dropped - LEVELS // 2
     return kept, LEVELS / (LEVELS - dropped)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..utnet_attention import AttentionBlock, AttentionUpsampling, CrossAttention, SelfAttention, resize
 from ..utnet_blocks import ConvUp, ResidualBlock
-from .conditions import applies, call
+from .conditions import applies, call, watched
 from .convolution import pointwise
 from .depthwise import DepthwiseConv
 from .dropout import dropout
@@ -33,7 +33,7 @@ class _Fast:
     def _is_standard(self) -> bool:
         """Whether the layers are those that these steps know, and nobody watches what they skip."""
         return all(
-            not (layer._forward_hooks or layer._forward_pre_hooks)
+            not watched(layer)
             and (not isinstance(layer, nn.modules.batchnorm._BatchNorm) or is_standard_batch_norm(layer))
             for layer in self.modules()
             if layer is not self
@@ -106,7 +106,7 @@ class _FastAttention(_Fast):
         q = F.linear(queries.movedim(1, -1).flatten(1, 2), _heads_first(to_q, 1, heads))  # (B, H * W, heads * d)
         q = q.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, heads, H * W, d)
         bias = None if self.position is None else self.position()
-        p = self.attn_drop if self.training else 0.0
+        p = self.attn_drop.p if self.attn_drop.training else 0.0
         x = FewKeysAttention.apply(q, k, v, bias, size, self.head_channels**-0.5, p)
         x = x.transpose(1, 2).flatten(2).unflatten(1, size).movedim(-1, 1)  # (B, heads * d, H, W), channels last
         return self._project(x)
@@ -116,7 +116,7 @@ class _FastAttention(_Fast):
         x = _depthwise(depthwise, x, _heads_first(depthwise.weight, 1, self.heads))
         weight = _heads_first(mix.weight.transpose(0, 1), 1, self.heads).transpose(0, 1)
         x = pointwise(x, weight, None, mix.stride)
-        return dropout(x, self.proj_drop.p) if self.training else x
+        return dropout(x, self.proj_drop.p) if self.proj_drop.training else x
 
 
 class FastSelfAttention(_FastAttention, SelfAttention):

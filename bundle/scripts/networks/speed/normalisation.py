@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -89,6 +90,8 @@ def instance_norm_act(
     norm: nn.InstanceNorm2d | nn.InstanceNorm3d, x: Tensor, residual: Tensor | None, slope: float
 ) -> Tensor:
     """`leaky_relu(norm(x) + residual)` of maps `(B, C, *spatial)`; a slope of 1 leaves the sum."""
+    if math.prod(x.shape[2:]) == 1:
+        return norm(x)  # it says what is wrong
     x, residual = channels_last(x), None if residual is None else channels_last(residual)
     moments = [(mean, (variance + norm.eps).rsqrt()) for mean, variance in map(statistics, rows(x.detach()))]
     return NormAct.apply(x, norm.weight, norm.bias, residual, moments, False, slope)

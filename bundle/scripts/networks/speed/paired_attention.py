@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..epa import EPA
-from .conditions import applies, call
+from .conditions import applies, call, watched
 from .dropout import dropout
 from .few_keys import FewKeysAttention
 
@@ -20,17 +20,16 @@ class FastEPA(EPA):
     """Faster `EPA`."""
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        watched = any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.children())
-        if x.ndim != 3 or watched or not applies(x, *self.parameters()):
-            return super().forward(x)
-        return call(self._forward, x)
+        if x.ndim == 3 and x.numel() and applies(x, *self.parameters()) and not any(map(watched, self.children())):
+            return call(self._forward, x)
+        return super().forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
         queries, keys, channel_values, spatial_values = self.qkvv(x).chunk(4, dim=-1)  # (B, N, C) each
         few_keys, few_values = (self._heads(y) for y in self.projection(keys, spatial_values))  # (B, heads, P, d)
         query_norms, key_norms = (self._heads(_norms(y)) for y in (queries, keys))  # (B, heads, 1, d)
         queries, keys, channel_values = (self._heads(y) for y in (queries, keys, channel_values))  # (B, heads, N, d)
-        p = self.dropout.p if self.training else 0.0
+        p = self.dropout.p if self.dropout.training else 0.0
 
         few_keys = few_keys * self.spatial_temperature / query_norms
         spatial = FewKeysAttention.apply(queries, few_keys, few_values, None, (x.shape[1], 1), 1.0, p)

@@ -7,7 +7,7 @@ import math
 from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetResBlock
 from torch import Tensor, nn
 
-from .conditions import applies, call
+from .conditions import applies, call, watched
 from .layout import channels_last
 from .normalisation import batch_norm_act, instance_norm_act, is_standard_batch_norm
 
@@ -16,7 +16,8 @@ class _FastUnetBlock:
     """Two convolutions, each with a normalisation and an activation; stands before a block's class."""
 
     def forward(self, inp: Tensor) -> Tensor:
-        if inp.ndim == 5 and math.prod(inp.shape[2:]) > 1 and applies(inp, *self.parameters()) and self._is_standard():
+        batch = inp.ndim == 5 and len(inp) > 0 and math.prod(inp.shape[2:]) > 1
+        if batch and applies(inp, *self.parameters()) and self._is_standard():
             return call(self._forward, inp)
         return super().forward(inp)
 
@@ -38,7 +39,7 @@ class _FastUnetBlock:
             all(_is_standard(norm) for norm in norms)
             and type(self.lrelu) is nn.LeakyReLU
             and self.lrelu.negative_slope >= 0
-            and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in (*norms, self.lrelu))
+            and not any(map(watched, (*norms, self.lrelu)))
         )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from .conditions import applies, call
+from .conditions import applies, call, watched
 
 CHUNK = 2**19  # scores at a time: 2 MiB
 HIDDEN = -100.0  # what MONAI adds to a score that must not count
@@ -139,8 +139,9 @@ class FastWindowAttention(WindowAttention):
 
     def forward(self, x: Tensor, mask: Tensor | WindowMasks | None) -> Tensor:  # noqa: D102
         parameters = (self.relative_position_bias_table, *self.qkv.parameters(), *self.proj.parameters())
-        dropped = self.training and self.attn_drop.p > 0
-        if isinstance(mask, Tensor) or dropped or not applies(x, *parameters):
+        dropped = self.attn_drop.training and self.attn_drop.p > 0
+        plainly = isinstance(mask, Tensor) or dropped or not applies(x, *parameters)
+        if plainly or any(map(watched, (self.softmax, self.attn_drop))):
             return super().forward(x, mask.dense(x) if isinstance(mask, WindowMasks) else mask)
         return call(self._forward, x, mask)
 
