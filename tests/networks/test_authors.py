@@ -11,6 +11,7 @@ from scripts.networks import authors, load_weights
 from scripts.networks.authors.keys import rename
 
 UNET = "monai.networks.nets.UNet"
+MEDNEXT = "nnunet_mednext.MedNeXt"
 ARGUMENTS = {
     "spatial_dims": 2,
     "in_channels": 1,
@@ -94,6 +95,8 @@ def test_every_family_lists_its_classes():
         ("model.unknown.Net", {}, ValueError, "model.unknown.Net is unknown; known are .*model.utnet.UTNet"),
         (UNET, ARGUMENTS | {"wings": 2}, ValueError, "has no argument wings; it has"),
         (UNET, {"spatial_dims": 2}, TypeError, "needs the argument in_channels"),
+        (MEDNEXT, {"in_channels": 1, "n_channels": 0, "n_classes": 2}, ValueError, r"MedNeXt\(.*n_channels=0"),
+        ("model.utnet.UTNet", {"in_chan": 0, "base_chan": 8}, ValueError, r"UTNet\(in_chan=0, base_chan=8"),
     ],
 )
 def test_refuses(name, arguments, error, match):

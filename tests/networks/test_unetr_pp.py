@@ -305,3 +305,10 @@ def test_overlay_takes_patch_strides_and_block():
     for part in (net.encoder, net.decoder):
         assert len(part.stages[1][0].convolutions) == 2
         assert isinstance(part.stages[1][0].attention.projection, SeparateProjections)
+    tumour = {"in_channels": 4, "strides": [1, 4, 8, 16, 32], "patch_size": [64, 64, 64]}
+    parser = ConfigParser(config | base | tumour)
+    parser["block::projection"] = "$scripts.networks.UnbiasedProjection"
+    parser["block::merge"] = "$scripts.networks.SumBranches"
+    net = parser.get_parsed_content("network_def")
+    assert isinstance(net.encoder.stages[0][0].attention.projection, UnbiasedProjection)
+    assert isinstance(net.decoder.stages[1][0].attention.merge, SumBranches)

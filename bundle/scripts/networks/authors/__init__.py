@@ -44,7 +44,13 @@ def build(official_class: str, **arguments: object) -> YNet:
         TypeError: if a required argument is missing.
     """
     family, name = _family(official_class)
-    network = family.build(name, arguments)
+    try:
+        network = family.build(name, arguments)
+    except ValueError as error:
+        if str(error).startswith(official_class):  # it names the argument
+            raise
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise ValueError(f"{official_class}({given}): {error}") from error
     return plain(network) if family.__name__.endswith(MAGNIFY_ROUNDING) else network
 
 
