@@ -3,17 +3,24 @@
 import numpy as np
 import pytest
 from export_support import DEMO, assert_same, dice_of_demo, examples
-from networks.test_contract import NETWORKS, TINY, build
+from networks.test_contract import GRID, NETWORKS, TINY, build
+from release_support import InThisProcess
 from scripts.export import export, save_onnx, save_torchscript
 from scripts.exported import OnnxNetwork, TorchScriptNetwork
 
-pytestmark = [pytest.mark.e2e, pytest.mark.matrix, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+OTHERS = [pytest.param(name, marks=pytest.mark.matrix) for name in NETWORKS if name not in GRID]
 FORMS = {"model.ts": (save_torchscript, TorchScriptNetwork), "model.onnx": (save_onnx, OnnxNetwork)}
+
+
+@pytest.fixture(autouse=True)
+def traced_in_this_process(monkeypatch):
+    monkeypatch.setattr("scripts.export.torchscript.ProcessPoolExecutor", InThisProcess)
 
 
 @pytest.mark.parametrize("file", FORMS)
 @pytest.mark.parametrize("fusion", ["none", "cross_attention"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*GRID, *OTHERS])
 def test_every_network(name, fusion, file, tmp_path):
     save, load = FORMS[file]
     network = build(name, fusion).eval()

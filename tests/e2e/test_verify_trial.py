@@ -1,9 +1,16 @@
 """The trial of bundles that reading alone cannot refuse."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 from scripts.verify import verify
+from support import ROOT
 from verify.bundles import balls, edit, insert, released, resum, root, write_weights  # noqa: F401
 
 pytestmark = pytest.mark.e2e
@@ -44,3 +51,21 @@ def test_metadata_with_another_number_of_classes(root):  # noqa: F811
     metadata["network_data_format"]["outputs"]["pred"]["num_channels"] = 3
     path.write_text(json.dumps(metadata))
     refused(root, r"metadata\.json, network_data_format: ValueError: output channel number `2` doesn't match: `3`")
+
+
+def test_stopped_in_the_middle_of_the_trial(released, tmp_path):  # noqa: F811
+    """Neither the process that tries the network nor the private copy outlives a SIGTERM."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": str(ROOT / "bundle")}
+    command = [sys.executable, "-m", "scripts", "verify", str(released)]
+    process = psutil.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    trial = []
+    while not trial:
+        assert process.poll() is None, "it ended before its trial was seen"
+        trial = [child for child in process.children() if any("trial.py" in word for word in child.cmdline())]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) != 0
+    assert not any(child.is_running() for child in trial)
+    assert not list(temporary.iterdir())

@@ -1,11 +1,16 @@
 """The published rules of MONAI's model zoo and bundle specification, one test each.
 
-Sources: model-zoo's CONTRIBUTING.md and ci/verify_bundle.py, MONAI's docs/source/mb_specification.rst.
+Sources: model-zoo's CONTRIBUTING.md, docs/readme_template.md, ci/verify_bundle.py and ci/get_bundle_requirements.py,
+MONAI's docs/source/mb_specification.rst.
 """
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +18,7 @@ import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
 from support import CONFIGS
 
+TYPES = {"image", "series", "tuples", "probabilities"}
 TENSOR = {"type", "format", "modality", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data"}
 FORBIDDEN = (".pyc", ".zip", ".tar", ".gz", ".exe", ".sh", ".so", ".pkl", ".ipynb", ".log", ".nii", ".dcm")
 
@@ -91,6 +97,21 @@ def test_tensors_are_described_by_the_mandatory_keys(meta):
     for tensor in (*tensors["inputs"].values(), *tensors["outputs"].values()):
         assert TENSOR | {"channel_def"} <= set(tensor)
         assert len(tensor["channel_def"]) == tensor["num_channels"]
+
+
+def test_tensors_have_types_and_shapes_of_the_specification(meta):
+    tensors = meta["network_data_format"]
+    for tensor in (*tensors["inputs"].values(), *tensors["outputs"].values()):
+        assert tensor["type"] in TYPES
+        assert tensor["dtype"] == "float32"
+        assert len(tensor["value_range"]) in (0, 2)
+        for size in tensor["spatial_shape"]:  # a number, or an expression of variables with one letter
+            assert isinstance(size, int) or re.fullmatch(r"\d+\*(n|\(n\+\d\))", size), size
+
+
+def test_optional_keys_of_metadata_are_there(meta):
+    optional = "changelog intended_use data_source data_type references image_classes label_classes pred_classes"
+    assert all(meta[key] for key in optional.split())
 
 
 def test_input_is_called_image_and_output_pred(meta):
@@ -182,6 +203,41 @@ def test_monai_exports_the_weights_and_the_torchscript_loads(bundle, tmp_path):
     torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), own, atol=1e-4, rtol=1e-4)
 
 
-def test_requirements_are_pinned(bundle):
-    for line in (bundle / "requirements.txt").read_text().splitlines():
-        assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][\w.]*", line)
+def test_zoo_installs_what_the_bundle_requires(bundle, meta):
+    """Its CI installs from the metadata; people install from requirements.txt."""
+    named = meta["required_packages_version"] | meta.get("optional_packages_version", {})
+    named |= {"monai": meta["monai_version"], "torch": meta["pytorch_version"], "numpy": meta["numpy_version"]}
+    lines = (bundle / "requirements.txt").read_text().splitlines()
+    assert sorted(lines) == sorted(f"{name}=={version}" for name, version in named.items())
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][\w.]*", line) for line in lines)
+
+
+def test_card_has_the_parts_of_the_template(bundle, meta):
+    card = (bundle / "docs" / "README.md").read_text()
+    assert f"| authors | {meta['authors']} |" in card
+    assert meta["description"] in card
+    for data in ("| training data | Balls that a test drew |", "| cases | 8 training, 2 validation |", "resampled to"):
+        assert data in card
+    for part in ("| runs on |", "| trained for | 4 epochs |", "## Use it", "## How good it is", "## Where it fails"):
+        assert part in card
+    assert "not a medical device" in card or meta["intended_use"] in card
+    assert all(reference in card for reference in meta["references"])
+
+
+def test_card_says_how_to_export_and_what_was_not_tried(bundle):
+    card = (bundle / "docs" / "README.md").read_text()
+    assert "ckpt_export network_def" in card
+    assert "--use_trace True" in card
+    assert "TensorRT (`trt_export`) was not tried" in card
+
+
+def test_code_has_the_zoos_style(bundle):
+    """Its black, isort and flake8 with lines of 120, by ruff; names that a package hands on are no unused imports."""
+    ruff = shutil.which("ruff", path=str(Path(sys.executable).parent)) or shutil.which("ruff")
+    if ruff is None:
+        pytest.skip("ruff is not installed")
+    settings = ["--isolated", "--no-cache", "--line-length=120", "--target-version=py311"]
+    rules = ["--select=E,F,W,I", "--per-file-ignores=__init__.py:F401"]
+    for command in (["check", *rules], ["format", "--check"]):
+        done = subprocess.run([ruff, *command, *settings, bundle / "scripts"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from release_support import job, release_and_unpack, run_bundles, train_variant
+from release_support import InThisProcess, job, release_and_unpack, run_bundles, train_variant
 from scripts import workflows
-from scripts.export import to_torchscript
 from support import ball_dataset
 
 VARIANTS = {
@@ -26,13 +25,8 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def in_this_process():
-    """TorchScript traced without a process of its own, which takes seconds to start and matters for the bytes only."""
-
-    def save(network, examples, path, extra):
-        torch.jit.save(to_torchscript(network, examples), str(path))
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scripts.release.weights.save_torchscript", save)
+        patch.setattr("scripts.export.torchscript.ProcessPoolExecutor", InThisProcess)
         yield
 
 

@@ -5,6 +5,7 @@ import io
 import os
 import re
 import shutil
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from scripts.runs import fit_clinical, inference_config
 from support import CONFIGS, ball_dataset, tiny_overlay
 
 SUMS = "SHA256SUMS"
-CANARY = "canary"  # every payload makes this file in the working directory
+# every payload makes this file, wherever it runs: in a folder that goes away nobody would see it
+CANARY = os.path.join(tempfile.gettempdir(), f"canary_{os.getpid()}")
 TOUCH = f"open('{CANARY}', 'w')"
 
 

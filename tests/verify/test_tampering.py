@@ -1,11 +1,14 @@
 """The twelve kinds of tampering: each is refused for its own reason, nothing of it runs, and nothing stays behind."""
 
+import io
 import json
 import stat
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from scripts.verify import verify
 from verify.bundles import CANARY, SUMS, TOUCH, Call, edit, insert, pack, resum, rewrite, saved, write_weights
 
@@ -13,6 +16,16 @@ from verify.bundles import CANARY, SUMS, TOUCH, Call, edit, insert, pack, resum,
 def test_the_unchanged_release_passes(released, capsys):
     verify(str(released))
     assert "expected answer" in capsys.readouterr().out
+
+
+def test_the_payloads_would_run():
+    """What the other tests find missing does appear where nobody looks first."""
+    for load in (
+        lambda: torch.load(io.BytesIO(saved({"weight": Call()})), weights_only=False),
+        lambda: ConfigParser({"note": f"${TOUCH}"}).get_parsed_content("note").close(),
+    ):
+        load()
+        Path(CANARY).unlink()
 
 
 def flip(path):
@@ -42,7 +55,7 @@ def test_1_changed_weights_with_everything_recomputed(root, refused):
     refused(rf"models/model\.ts: {name} has other numbers than in models/model\.pt")
     (root / "models" / "model.ts").unlink()
     resum(root)
-    refused(r"models/check\.npz: the stored case gives logits that are off by .* the stored case were changed")
+    refused(r"models/check\.npz: the stored case gives logits that are off by .* stored case were changed", tried=True)
 
 
 def test_2_changed_config(root, refused):
@@ -51,7 +64,8 @@ def test_2_changed_config(root, refused):
     edit(root / "configs" / "inference.yaml", "window_size: 3", "window_size: 4")
     resum(root)
     refused(
-        r"models/model\.pt: holds the weights of another network: .*of another shape: .*model\.pt and inference\.yaml"
+        r"models/model\.pt: holds the weights of another network: .*of another shape: .*model\.pt and inference\.yaml",
+        tried=True,
     )
 
 
@@ -91,11 +105,22 @@ def test_6_symlink(root, refused, tmp_path):
     (root / "LICENSE").unlink()
     (root / "LICENSE").symlink_to("/etc/passwd")
     refused("LICENSE: is a symbolic link; put the file itself in its place", root)
+    (root / "LICENSE").unlink()
+    (root / "scripts").rename(tmp_path / "scripts")
+    (root / "scripts").symlink_to(tmp_path / "scripts", target_is_directory=True)
+    refused("scripts: is a symbolic link", root)
 
 
 def test_7_bomb(root, refused, tmp_path):
     bundle = pack(root, tmp_path / "bomb.zip", **{"tiny/docs/bomb.txt": b"\0" * 2**24})
     refused(r"docs/bomb\.txt' grows from \d+ to 16777216 bytes, more than 100 times: a zip bomb", bundle)
+
+
+def test_7_bomb_within_the_weights(root, refused):
+    with zipfile.ZipFile(root / "models" / "model.pt", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/bomb", b"\0" * 2**24)
+    resum(root)
+    refused(r"models/model\.pt: entry 'model/bomb' grows from \d+ to 16777216 bytes, more than 100 times: a zip bomb")
 
 
 def test_7_bomb_that_declares_little(root, refused, tmp_path):
@@ -118,6 +143,8 @@ def test_9_wrong_sums(root, refused):
     refused("LICENSE: was changed: its SHA-256 is .* SHA256SUMS says 000000000000")
     (root / SUMS).write_text("nonsense\n")
     refused("SHA256SUMS, line 1: 'nonsense' is not '<sha256>  <path>'")
+    (root / SUMS).write_text(f"{'0' * 64}  ../outside\n")
+    refused(r"\.\./outside: is missing")
     (root / SUMS).unlink()
     refused("SHA256SUMS: is missing, so nothing says which files were released")
 
@@ -127,6 +154,12 @@ def test_10_wrong_schema_version(root, refused):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": "https://example.org/schema_2099.json"}))
     resum(root)
     refused(r"configs/metadata\.json: the schema 'https://example\.org/schema_2099\.json' is unknown; known: https")
+
+
+def test_10_other_schema_under_the_right_name(root, refused):
+    (root / "docs" / "schema.json").write_text("{}")
+    resum(root)
+    refused(r"docs/schema\.json: is not the schema that configs/metadata\.json names")
 
 
 def test_11_weights_of_another_network(root, refused):

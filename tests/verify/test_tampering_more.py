@@ -1,9 +1,11 @@
 """Other ways to change a bundle: where Python, NumPy, logging, TorchScript or pip would run or fetch something."""
 
+import os
 import pickle
 import shutil
 
 import numpy as np
+import psutil
 import pytest
 from scripts.verify import bundle as stages
 from scripts.verify import verify
@@ -11,7 +13,10 @@ from verify.bundles import CANARY, TOUCH, Call, insert, pack, resum, rewrite
 
 
 def test_trial_that_never_ends(root, refused):
-    refused(r"inference\.yaml: the network was not done in 0\.5 s; give more --seconds if you trust it", seconds=0.5)
+    before = psutil.Process().children(recursive=True)
+    message = r"inference\.yaml: the network was not done in 0\.5 s; give more --seconds if you trust it"
+    refused(message, tried=True, seconds=0.5)
+    assert psutil.Process().children(recursive=True) == before
 
 
 @pytest.mark.parametrize("where", ["scripts/inferers.py", "scripts/__init__.py", "scripts/networks/__init__.py"])
@@ -30,7 +35,14 @@ def test_code_where_python_would_find_it(root, refused, where):
     (root / where).write_text(TOUCH)
     refused(f"{where}: is not in SHA256SUMS", root)
     resum(root)
-    refused(f"{where}: (a released bundle has no such file|is not part of this installation)")
+    refused(f"{where}: a released bundle has no such file; take it out")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_pipe_that_never_ends(root, refused):
+    (root / "LICENSE").unlink()
+    os.mkfifo(root / "LICENSE")
+    refused("LICENSE: is no plain file; remove it", root)
 
 
 def test_pickle_in_the_stored_case(root, refused):
@@ -54,7 +66,7 @@ def test_huge_array_in_the_stored_case(root, refused):
         f"[formatter_plain]\nclass=os.system\nformat=touch {CANARY}",
         f"[handler_console]\nclass=StreamHandler\nargs=({TOUCH},)",
         f"[handler_console]\nclass=StreamHandler\nargs=('%(x)s',)\nx='+str({TOUCH})+'",
-        "[handler_console]\nclass=FileHandler\nargs=('canary', 'w')",
+        f"[handler_console]\nclass=FileHandler\nargs=('{CANARY}', 'w')",
         f"[DEFAULT]\nkwargs={{'stream': {TOUCH}}}",
     ],
 )

@@ -13,6 +13,8 @@ from support import CONFIGS, ROOT, TINY
 
 ALLOWED = AllowList(ROOT / "bundle" / "scripts")
 OVERLAYS = ("network_", "fusion_", "dataset_", "start_", "inference_")
+MEASURES = {"evaluate_calibration"}  # what only this repository runs, and no release holds
+FILES = sorted({*CONFIGS.glob("*.yaml"), *CONFIGS.glob("*.json")})
 WORKFLOWS = [["train"], ["train", "multi_gpu_train"], ["train", "evaluate"], []]
 
 
@@ -20,7 +22,7 @@ def problems(content):
     return list(content_problems(content, ALLOWED))
 
 
-@pytest.mark.parametrize("path", sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("*.json")]), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem not in MEASURES], ids=lambda p: p.stem)
 def test_every_file_of_the_repository_is_accepted(path):
     assert list(config_problems(path, ALLOWED)) == []
 

@@ -8,7 +8,8 @@ import zipfile
 import pytest
 import torch
 from scripts.verify.archive import zip_problems
-from scripts.verify.weights import pickle_problems, weights_problems
+from scripts.verify.pickles import pickle_problems
+from scripts.verify.weights import weights_problems
 from verify.bundles import rewrite, saved
 
 
@@ -48,6 +49,31 @@ def test_encrypted_entry():
         return data[: start + 8] + struct.pack("<H", 1) + data[start + 10 :]
 
     assert "entry 'a/b' is encrypted" in found([("a/b", "x")], encrypt)
+
+
+def test_entries_that_share_their_bytes(tmp_path):
+    """A bomb without a ratio: many names for the same packed bytes."""
+
+    def share(data):
+        start, end = data.index(b"PK\x01\x02"), data.index(b"PK\x05\x06")
+        record, tail = data[start:end], bytearray(data[end:])
+        struct.pack_into("<HHI", tail, 8, 2, 2, 2 * len(record))
+        return data[:start] + record + record.replace(b"a/b", b"a/c") + bytes(tail)
+
+    path = tmp_path / "shared.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/b", bytes(range(256)) * 9)
+    path.write_bytes(share(path.read_bytes()))
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == ["a/b", "a/c"]
+        (problem,) = zip_problems(archive)
+    assert problem.startswith("its entries claim 4608 packed bytes, but the file has 2")
+    assert problem.endswith("they overlap, a zip bomb")
+
+
+def test_more_than_is_ever_unpacked(monkeypatch):
+    monkeypatch.setattr("scripts.verify.archive.MAX_BYTES", 1)
+    assert "at most 0 are accepted: a zip bomb" in found([("a/b", "xy")])
 
 
 @pytest.mark.parametrize(

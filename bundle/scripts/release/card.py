@@ -48,6 +48,8 @@ def card(facts: Facts, meta: Mapping[str, Any], name: str) -> dict[str, bytes]:
         "name": name,
         "unknown": UNKNOWN,
         "parameters": f"{parameters(facts.network) / 1e6:.2f} M",
+        "cases": {part: len(cases) for part, cases in run.datalist.items()} if run else {},
+        "epochs": facts.configs["train"].get("epochs") if (facts.run / "config.yaml").is_file() else None,
         "image": meta["network_data_format"]["inputs"]["image"],
         "clinical": meta["network_data_format"]["inputs"].get("clinical"),
         "spacing": facts.configs["inference"].get("spacing"),
@@ -58,9 +60,7 @@ def card(facts: Facts, meta: Mapping[str, Any], name: str) -> dict[str, bytes]:
         "worst": _worst(table) if table is not None else [],
         "groups": _groups(table) if table is not None else [],
         "pictures": sorted(Path(path).name for path in files if path.endswith(".png")),
-        "versions": {
-            key: value for key, value in facts.versions.items() if key not in ("command", "started", "device")
-        },
+        "versions": {key: value for key, value in facts.versions.items() if key not in PRIVATE},
     }
     files["docs/README.md"] = render("card.md", content).encode()
     return files

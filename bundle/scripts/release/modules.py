@@ -136,19 +136,21 @@ class _Finder:
                 self._name(f"{self._source(node, TRIMMED)}.{name}")
 
     def _trimmed(self) -> str:
-        """The package's ``__init__`` with the imports of exported names alone."""
-        tree = ast.parse(self._file(TRIMMED).read_text(encoding="utf-8"))
-        body: list[ast.stmt] = []
+        """The package's ``__init__`` with the imports of exported names alone, laid out as its source is."""
+        source = self._file(TRIMMED).read_text(encoding="utf-8")
+        tree = ast.parse(source)
+        parts = []
         for node in tree.body:
             if isinstance(node, ast.ImportFrom):
                 node.names = [alias for alias in node.names if alias.name in self.exported]
-                if not node.names:
-                    continue
-            if isinstance(node, ast.Assign) and node.targets[0].id == "__all__":
-                names = [element for element in node.value.elts if element.value in self.exported]
-                node.value = ast.List(names, ast.Load())
-            body.append(node)
-        return ast.unparse(ast.Module(body, [])) + "\n"
+                if node.names:
+                    parts.append(ast.unparse(node))
+            elif isinstance(node, ast.Assign) and node.targets[0].id == "__all__":
+                names = [element.value for element in node.value.elts if element.value in self.exported]
+                parts.append("".join(["\n__all__ = [\n", *(f'    "{name}",\n' for name in names), "]\n"]))
+            else:
+                parts.append(ast.get_source_segment(source, node) + "\n" * (node is tree.body[0]))  # docstring, gap
+        return "\n".join(parts) + "\n"
 
     def _file(self, module: str) -> Path | None:
         path = self.root.joinpath(*module.split("."))

@@ -10,17 +10,15 @@ from pathlib import Path
 
 from .allowed import AllowList
 from .archive import unpack, zip_problems
-from .arrays import arrays_problems
 from .code import OURS, code_problems
 from .configs import config_problems, plain_problems, read_config
-from .logging_file import logging_problems
 from .metadata import metadata_problems, schema_of
-from .requirements import requirement_problems
 from .sandbox import trial_problems
 from .snapshot import copy_files, list_files, private_folder
 from .sums import SUMS, name_problems, read_sums, sum_problems
+from .texts import logging_problems, requirement_problems
 from .torchscript import torchscript_problems
-from .weights import weights_problems
+from .weights import arrays_problems, weights_problems
 
 SHOWN = 20
 

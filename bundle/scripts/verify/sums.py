@@ -26,6 +26,7 @@ KINDS = {
     "configs": {".yaml", ".json", ".conf"},
     "docs": {".md", ".png", ".jpg", ".json", ".csv", ".txt"},
     "models": {".pt", ".ts", ".npz", ".json"},
+    "scripts": {".py"},  # compared with ours
 }
 
 
@@ -84,11 +85,11 @@ def name_problems(names: Iterable[str], sums: dict[str, str]) -> Iterator[str]:
 
 
 def _belongs(name: str) -> bool:
-    """Whether a bundle may hold a file of this name; code only in scripts/, where it is compared with ours."""
+    """Whether a bundle may hold a file of this name."""
     top, _, rest = name.partition("/")
     if not rest:
         return name in TOP | UNLISTED
-    return top == "scripts" or PurePosixPath(name).suffix in KINDS.get(top, ())
+    return PurePosixPath(name).suffix in KINDS.get(top, ())
 
 
 def sum_problems(folder: Path, sums: dict[str, str]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .archive import zip_problems
-from .weights import (
+from .pickles import (
     CURE,
     DAMAGED,
     GLOBALS,
@@ -19,15 +19,15 @@ from .weights import (
     pickle_problems,
     read_records,
     record_problems,
-    weights_problems,
 )
-from .weights import OPCODES as WEIGHTS_OPCODES
+from .pickles import OPCODES as PLAIN_OPCODES
+from .weights import weights_problems
 
 HELPERS = "torch.jit._pickle"  # type tags and typed lists
 HOLDERS = {"data": True, "constants": True, "traced_inputs": False}  # pickles, and whether each has to be there
 REFUSED_OPERATORS = {"from_file", "save", "load", "manual_seed", "read_file", "write_file", "Print", "open"}
 NAMESPACES = {"aten", "prim", "quantized"}
-OPCODES = WEIGHTS_OPCODES | {"NEWOBJ"}  # modules; only our stand-in is ever built
+OPCODES = PLAIN_OPCODES | {"NEWOBJ"}  # modules; only our stand-in is ever built
 
 
 def torchscript_problems(path: Path, weights: Path) -> Iterator[str]:

@@ -1,8 +1,9 @@
-"""Judges `logging.conf`, whose classes and arguments Python's `logging.config.fileConfig` evaluates."""
+"""Judges the text files that tools evaluate: `logging.conf`, of which Python runs parts, and `requirements.txt`."""
 
 from __future__ import annotations
 
 import configparser
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ CLASSES = {
 }
 ARGUMENTS = {"()", "(sys.stdout,)", "(sys.stderr,)"}
 CURE = "do not run this bundle"
+LINE = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]*(\[[A-Za-z0-9._,-]+\])?\s*([=<>!~]=?=?[\w.*+!]+(\s*,\s*[=<>!~]=?=?[\w.*+!]+)*)?"
+)
 
 
 def logging_problems(path: Path) -> Iterator[str]:
@@ -44,3 +48,18 @@ def logging_problems(path: Path) -> Iterator[str]:
 def _value(section: configparser.SectionProxy, key: str) -> str:
     """A value as fileConfig sees it: formats raw, all others interpolated."""
     return section.get(key, raw=key in ("format", "datefmt", "style"))
+
+
+def requirement_problems(path: Path) -> Iterator[str]:
+    """Judge each line.
+
+    Args:
+        path: the file.
+
+    Yields:
+        One message for each line that is more than a package and its versions.
+    """
+    for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
+        text = line.split(" #")[0].strip()
+        if text and not text.startswith("#") and not LINE.fullmatch(text):
+            yield f"line {number}: {text[:100]!r} is more than a package and its versions; do not install from it"
