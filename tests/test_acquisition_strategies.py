@@ -30,6 +30,7 @@ def pick(strategy, cases, n=1, labelled=("old",), taken=(), seed=0, **settings):
 
 @pytest.mark.parametrize("strategy", ["entropy", "epistemic", "tta"])
 def test_uncertainty_picks_the_largest_score_of_its_kind(strategy):
+    """U: the score decides."""
     cases = {name: case(at=(i, i)) for i, name in enumerate("abcd")}
     cases["c"] = case(**{strategy: 0.9})
     cases["b"] = case(**{strategy: 0.5})
@@ -38,6 +39,7 @@ def test_uncertainty_picks_the_largest_score_of_its_kind(strategy):
 
 @pytest.mark.parametrize("strategy", ["entropy", "epistemic", "tta"])
 def test_unscored_case_counts_as_one_of_median_uncertainty(strategy):
+    """U: not as one of none."""
     cases = {"high": case(**{strategy: 0.9}), "new": None, "low": case(**{strategy: 0.01})}
     cases |= {f"middle_{i}": case(**{strategy: 0.5}) for i in range(3)}
     order = pick(strategy, cases, n=6)

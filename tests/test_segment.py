@@ -14,8 +14,10 @@ import torch
 from app_support import write_run, write_studies
 from scripts import segment as module
 from scripts import workflows
+from scripts.acquisition import CaseScorer
+from scripts.networks import load_weights
 from scripts.segment import Segmenter, segment
-from scripts.segmentation import entropy_map
+from scripts.uncertainty import entropy_map
 from support import CONFIGS, write_nifti
 
 CASES = ("HCC_001", "HCC_002", "HCC_003")  # as it is, stored in other axes, tilted
@@ -158,21 +160,29 @@ class TestClinical:
 
 
 class TestUncertainty:
-    def test_result_agrees_with_its_own_probabilities(self, model, studies):
-        result = model(scan(studies), probabilities=True, uncertainty=True)
-        probabilities = torch.from_numpy(result.probabilities)
-        np.testing.assert_array_equal(result.uncertainty, entropy_map(probabilities).numpy())
+    def test_score_is_that_of_active_learning(self, model, run, studies):
+        """The one number for a case means the same wherever it is shown."""
+        config = module._config(run, {})
+        network = config.get_parsed_content("network")
+        load_weights(network, config.get_parsed_content("checkpoint"))
+        ready = config.get_parsed_content("preprocessing")({"image": str(scan(studies))})
+        scorer = CaseScorer(network=network, inferer=config.get_parsed_content("inferer"), samples=0, flip_axes=())
+        expected = scorer(ready["image"][None], ready["clinical"][None]).scores["entropy"]
+        assert 0 < expected < 1
+        assert model(scan(studies)).uncertainty_score == pytest.approx(expected, rel=1e-5)
+
+    @pytest.mark.parametrize("case", CASES)
+    def test_map_is_that_of_its_probabilities(self, model, studies, case):
+        result = model(scan(studies, case), probabilities=True, uncertainty=True)
+        direct = entropy_map(torch.from_numpy(result.probabilities)).numpy()
         assert result.uncertainty.shape == result.mask.shape
-        assert 0 < result.uncertainty_score < 1
-        only = model(scan(studies), uncertainty=True)
-        assert only.probabilities is None
-        np.testing.assert_array_equal(only.uncertainty, result.uncertainty)
+        assert direct.max() > 0.9
+        np.testing.assert_allclose(result.uncertainty, direct, atol=5e-3)  # float16
 
     def test_nothing_is_kept_that_was_not_asked_for(self, model, studies):
         result = model(scan(studies))
         assert result.probabilities is None
         assert result.uncertainty is None
-        assert result.uncertainty_score is None
 
     def test_saved_maps(self, model, studies, tmp_path):
         result = model(scan(studies), probabilities=True, uncertainty=True)

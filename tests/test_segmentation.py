@@ -1,39 +1,9 @@
-"""What segmenting gives: entropy of known probabilities, volumes, and files in the right geometry."""
-
-import math
+"""What segmenting gives: volumes, and files in the right geometry."""
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-from scripts.segmentation import Segmentation, case_score, entropy_map
-
-
-class TestUncertainty:
-    def test_entropy_of_known_probabilities(self):
-        voxels = [[0.25, 0.25, 0.25, 0.25], [1, 0, 0, 0], [0.5, 0.5, 0, 0]]
-        probabilities = torch.tensor(voxels).T.reshape(4, 1, 1, 3)
-        found = entropy_map(probabilities.half())
-        torch.testing.assert_close(found, torch.tensor([1.0, 0.0, 0.5]).reshape(1, 1, 3), atol=1e-3, rtol=0)
-
-    def test_map_is_the_same_however_many_slices(self):
-        probabilities = torch.rand(3, 4, 5, 37, generator=torch.Generator().manual_seed(0)).softmax(0)
-        direct = -(probabilities * probabilities.log()).sum(0) / math.log(3)
-        torch.testing.assert_close(entropy_map(probabilities), direct)
-
-    def test_score_weights_voxels_by_their_foreground(self):
-        probabilities = torch.tensor([[0.5, 1.0, 0.0], [0.5, 0.0, 1.0]]).reshape(2, 1, 1, 3)
-        entropy = entropy_map(probabilities)
-        assert case_score(probabilities, entropy) == pytest.approx((0.5 * 1 + 1 * 0) / 1.5)
-        background = torch.tensor([1.0, 0.0]).reshape(2, 1, 1, 1).expand(2, 3, 3, 20)
-        assert case_score(background, entropy_map(background)) == 0.0
-
-    def test_score_is_that_of_active_learning(self):
-        other = pytest.importorskip("scripts.acquisition.uncertainty")
-        probabilities = torch.rand(3, 4, 5, 37, generator=torch.Generator().manual_seed(0)).mul(9).softmax(0)
-        entropy = entropy_map(probabilities)
-        torch.testing.assert_close(entropy, other.entropy_map(probabilities))
-        assert case_score(probabilities, entropy) == pytest.approx(other.foreground_mean(entropy, probabilities))
+from scripts.segmentation import Segmentation
 
 
 class TestResult:
@@ -42,7 +12,9 @@ class TestResult:
         mask = np.zeros((4, 5, 6), np.uint8)
         mask[:2, 0, 0], mask[3] = 1, 3
         affine = np.array([[0, -2.0, 0, 7], [1.5, 0, 0, -3], [0, 0.3, 4, 9], [0, 0, 0, 1]])
-        return Segmentation(mask=mask, affine=affine, labels={"liver": 1, "tumour": 2, "aorta": 3})
+        return Segmentation(
+            mask=mask, affine=affine, labels={"liver": 1, "tumour": 2, "aorta": 3}, uncertainty_score=0.1
+        )
 
     def test_volumes(self, result):
         voxel = 2 * 1.5 * 4 / 1000

@@ -24,7 +24,9 @@ from numpy.typing import ArrayLike
 from scripts.clinical_schema import suggestion
 from scripts.datalists import inference_cases
 from scripts.networks import load_weights
-from scripts.segmentation import Segmentation, case_score, entropy_map
+from scripts.segmentation import Segmentation
+from scripts.transforms import slabs_on_source, source_grid
+from scripts.uncertainty import entropy_map, foreground_mean
 
 __all__ = ["Segmentation", "Segmenter", "segment"]
 
@@ -54,18 +56,35 @@ class Segmenter:
     """
 
     def __init__(self, model: str | Path, *, device: str | torch.device | None = None, **overrides: Any) -> None:
-        self._lock = threading.Lock()
         with _folder(Path(model).expanduser().resolve()) as folder:
             if device is not None:
                 overrides["device"] = torch.device(device)
-            config = _config(folder, overrides)
-            try:
-                self._read(config)
-            except RuntimeError as error:
-                raise _cause(error) from None
+            self._read(_config(folder, overrides))
+
+    @classmethod
+    def of(cls, config: ConfigParser) -> Segmenter:
+        """Make one from an inference configuration whose paths point to the weights and the clinical statistics.
+
+        Args:
+            config: what ``inference.yaml`` and overlays on it say; ``checkpoint`` and ``clinical_statistics`` are set.
+
+        Raises:
+            FileNotFoundError: there are no weights.
+            ValueError: weights of another network.
+        """
+        segmenter = cls.__new__(cls)
+        segmenter._read(config)
+        return segmenter
 
     def _read(self, config: ConfigParser) -> None:
         """Make everything that the configuration describes, and load the weights."""
+        self._lock = threading.Lock()
+        try:
+            self._make(config)
+        except RuntimeError as error:
+            raise _cause(error) from None
+
+    def _make(self, config: ConfigParser) -> None:
         get = config.get_parsed_content
         self.labels: dict[str, int] = {name: value for value, name in enumerate(get("labels")) if value}
         self._channels = get("in_channels")
@@ -107,10 +126,10 @@ class Segmenter:
             clinical: what is known of the patient, name to value in the units of the schema (`clinical_columns`); what
                 is left out is unknown, which the network accepts.
             probabilities: also give the probability of each class (2 bytes a class and voxel).
-            uncertainty: also give the entropy map and the score of the case.
+            uncertainty: also give the map of the uncertainty (4 bytes a voxel).
 
         Returns:
-            The mask on the grid of the image, and what was asked for.
+            The mask on the grid of the image, the score of its uncertainty, and what was asked for.
 
         Raises:
             FileNotFoundError: no image there.
@@ -120,25 +139,29 @@ class Segmenter:
         """
         known = {} if clinical is None else {"clinical": self._checked(clinical)}
         case = self._step(self._case(image, affine) | known, start=1)
-        needed = probabilities or uncertainty
         with self._lock:
-            evaluator = SupervisedEvaluator(
-                val_data_loader=DataLoader([case], batch_size=1, num_workers=0),
-                postprocessing=self._postprocessing[needed],
-                **self._evaluator,
-            )
-            evaluator.run()
-        found = evaluator.state.output[0]
-        scores = found["pred_probabilities"].as_tensor() if needed else None
-        entropy = entropy_map(scores) if uncertainty else None
+            found = self._logits(case)
+        logits, grid = torch.as_tensor(found["pred"]), found["image"]
+        seen = logits.float().softmax(0)  # (classes, *spatial), on the network's grid
+        score = foreground_mean(entropy_map(seen), seen)
+        del seen
+        found = self._postprocessing[probabilities](found)
         return Segmentation(
             mask=found["pred"].as_tensor()[0].numpy(),
             affine=found["pred"].affine.numpy(),
             labels=dict(self.labels),
-            probabilities=scores.numpy() if probabilities else None,
-            uncertainty=None if entropy is None else entropy.numpy(),
-            uncertainty_score=None if entropy is None else case_score(scores, entropy),
+            uncertainty_score=score,
+            probabilities=found["pred_probabilities"].as_tensor().numpy() if probabilities else None,
+            uncertainty=_entropy_on_source(logits, grid) if uncertainty else None,
         )
+
+    def _logits(self, case: dict[str, Any]) -> dict[str, Any]:
+        """The case with its logits ``(classes, *spatial)`` under ``pred``."""
+        loader = DataLoader([case], batch_size=1, num_workers=0)
+        evaluator = SupervisedEvaluator(val_data_loader=loader, **self._evaluator)
+        evaluator.logger.setLevel("WARNING")  # else a server's log has four lines a request
+        evaluator.run()
+        return evaluator.state.output[0]
 
     def _case(self, image: Any, affine: ArrayLike | None) -> dict[str, Any]:
         """The image, loaded or wrapped, with its channels first."""
@@ -195,6 +218,14 @@ def segment(image: str | Path | ArrayLike, model: str | Path, **settings: Any) -
         The mask on the grid of the image, and what was asked for.
     """
     return Segmenter(model)(image, **settings)
+
+
+def _entropy_on_source(logits: torch.Tensor, image: MetaTensor) -> np.ndarray:
+    """Entropy on the grid of the source, of logits on the network's grid, where the preprocessed image lies."""
+    found = torch.empty(source_grid(image)[1])
+    for place, part in slabs_on_source(logits, image):
+        found[..., place] = entropy_map(part.softmax(0))
+    return found.numpy()
 
 
 def _check(name: str, shape: tuple[int, ...], affine: np.ndarray, channels: int) -> None:

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import gzip
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import torch
 
 from scripts.datalists import NIFTI
 from scripts.files import replacing
-
-__all__ = ["Segmentation", "case_score", "entropy_map"]
-
-SLAB = 16  # slices whose entropy is computed together
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,16 +22,18 @@ class Segmentation:
         affine: voxel to RAS+ world in mm ``(4, 4)``; that of the image.
         labels: name of each class to its value in the mask.
         probabilities: of each class, background first, float16 ``(classes, *spatial)``; None unless asked for.
-        uncertainty: `entropy_map` of the probabilities; None unless asked for.
-        uncertainty_score: `case_score` of the probabilities; None unless uncertainty is asked for.
+        uncertainty: entropy of the probabilities over its largest possible value, float32 ``(*spatial)`` from 0 (sure)
+            to 1 (every class equally probable); None unless asked for.
+        uncertainty_score: mean of that entropy, each voxel weighted by its probability of being foreground: air around
+            a patient does not dilute it, and it exists for an empty mask too.
     """
 
     mask: np.ndarray = field(repr=False)
     affine: np.ndarray = field(repr=False)
     labels: dict[str, int]
+    uncertainty_score: float
     probabilities: np.ndarray | None = field(default=None, repr=False)
     uncertainty: np.ndarray | None = field(default=None, repr=False)
-    uncertainty_score: float | None = None
 
     @property
     def volumes_ml(self) -> dict[str, float]:
@@ -68,40 +64,3 @@ class Segmentation:
         content = nib.Nifti1Image(array, self.affine).to_bytes()
         with replacing(path) as part:
             part.write_bytes(gzip.compress(content, mtime=0) if str(path).endswith(".gz") else content)
-
-
-def entropy_map(probabilities: torch.Tensor) -> torch.Tensor:
-    """Entropy of each voxel's probabilities over its largest possible value.
-
-    Args:
-        probabilities: ``(classes, *spatial)``, any floating type.
-
-    Returns:
-        float32 ``(*spatial)`` from 0 (sure) to 1 (every class equally probable).
-    """
-    entropy = torch.empty(probabilities.shape[1:])
-    for start in range(0, entropy.shape[-1], SLAB):  # so that no float32 copy of all probabilities exists
-        part = probabilities[..., start : start + SLAB].float()
-        entropy[..., start : start + SLAB] = torch.special.entr(part).sum(0)
-    return entropy.div_(math.log(len(probabilities))).clamp_(0, 1)
-
-
-def case_score(probabilities: torch.Tensor, entropy: torch.Tensor) -> float:
-    """One number that says how unsure the network is about a case.
-
-    It is the mean uncertainty of the voxels, each weighted by its probability of being foreground: air around a patient
-    does not dilute it, and it exists for an empty mask too.
-
-    Args:
-        probabilities: ``(classes, *spatial)``, background first.
-        entropy: `entropy_map` of them.
-
-    Returns:
-        A number from 0 (sure) to 1; 0 if every voxel is surely background.
-    """
-    weighted = weights = 0.0
-    for start in range(0, entropy.shape[-1], SLAB):
-        foreground = 1 - probabilities[0, ..., start : start + SLAB].double()
-        weighted += float((foreground * entropy[..., start : start + SLAB]).sum())
-        weights += float(foreground.sum())
-    return weighted / weights if weights else 0.0

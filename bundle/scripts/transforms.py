@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,20 +102,15 @@ class RestoreToSourced(MapTransform):
         """Return a copy of the case with label maps in place of logits."""
         case = dict(data)
         image: MetaTensor = case[self.reference]
-        affine = convert_to_tensor(image.meta["original_affine"], dtype=torch.float64, device="cpu")
-        dimensions = image.ndim - 1
-        shape = [int(n) for n in np.asarray(image.meta["spatial_shape"]).ravel()[:dimensions]]
+        affine, shape = source_grid(image)
         meta = {k: v for k, v in image.meta.items() if k not in ("affine", "spatial_shape")} | {"spatial_shape": shape}
         for key in self.key_iterator(case):
-            logits = MetaTensor(convert_to_tensor(case[key], dtype=torch.float32), affine=image.affine)
             labels = torch.empty((1, *shape), dtype=torch.uint8)
-            scores = torch.empty((len(logits), *shape), dtype=torch.float16) if self.probabilities else None
-            for start in range(0, shape[-1], self.slab):
-                stop = min(start + self.slab, shape[-1])
-                part = self._slab(logits, affine, [*shape[:-1], stop - start], start)  # (classes, *, slab)
-                labels[..., start:stop] = part.argmax(0, keepdim=True)
+            scores = torch.empty((len(case[key]), *shape), dtype=torch.float16) if self.probabilities else None
+            for place, part in slabs_on_source(case[key], image, self.slab):  # (classes, *, slab)
+                labels[..., place] = part.argmax(0, keepdim=True)
                 if scores is not None:
-                    scores[..., start:stop] = part.softmax(0)
+                    scores[..., place] = part.softmax(0)
             if "case_id" in case:  # what SaveImaged names its file after
                 meta["filename_or_obj"] = f"{case['case_id']}.nii.gz"
             case[key] = MetaTensor(labels, affine=affine, meta=dict(meta))
@@ -123,14 +118,34 @@ class RestoreToSourced(MapTransform):
                 case[f"{key}_probabilities"] = MetaTensor(scores, affine=affine, meta=dict(meta))
         return case
 
-    @staticmethod
-    def _slab(logits: MetaTensor, affine: torch.Tensor, size: list[int], start: int) -> torch.Tensor:
-        """Interpolate the logits on `size` voxels of the source, from slice `start` of its last axis."""
+
+def source_grid(image: MetaTensor) -> tuple[torch.Tensor, list[int]]:
+    """Affine and shape of the image that a preprocessed image ``(C, *spatial)`` was read from."""
+    affine = convert_to_tensor(image.meta["original_affine"], dtype=torch.float64, device="cpu")
+    return affine, [int(n) for n in np.asarray(image.meta["spatial_shape"]).ravel()[: image.ndim - 1]]
+
+
+def slabs_on_source(values: torch.Tensor, image: MetaTensor, slab: int = 16) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Interpolate values on the network's grid linearly on the grid of the source, a few slices at a time.
+
+    Args:
+        values: ``(C, *spatial)``.
+        image: the preprocessed image, which lies where the values do.
+        slab: number of source slices that are interpolated together.
+
+    Yields:
+        Slices along the source's last axis, and float32 values on them, ``(C, *, slab)``.
+    """
+    affine, shape = source_grid(image)
+    located = MetaTensor(convert_to_tensor(values, dtype=torch.float32), affine=image.affine)
+    resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=torch.float32)
+    for start in range(0, shape[-1], slab):
+        stop = min(start + slab, shape[-1])
         shifted = affine.clone()
-        shifted[:-1, -1] += shifted[:-1, len(size) - 1] * start
-        resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=torch.float32)
+        shifted[:-1, -1] += shifted[:-1, len(shape) - 1] * start
         with torch.no_grad():
-            return resample(logits, dst_affine=shifted, spatial_size=size).as_tensor().cpu()
+            part = resample(located, dst_affine=shifted, spatial_size=[*shape[:-1], stop - start])
+        yield slice(start, stop), part.as_tensor().cpu()
 
 
 def training_transform(preprocessing: Compose, *random: Compose) -> Compose:

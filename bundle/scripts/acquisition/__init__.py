@@ -4,7 +4,6 @@ from .distances import Distances
 from .pool import SCORES, CaseScores, Pool
 from .scorer import CaseScorer
 from .strategies import DEFAULT, STRATEGIES, select
-from .uncertainty import class_means, entropy_map, foreground_mean, mutual_information
 
 __all__ = [
     "DEFAULT",
@@ -14,9 +13,5 @@ __all__ = [
     "CaseScores",
     "Distances",
     "Pool",
-    "class_means",
-    "entropy_map",
-    "foreground_mean",
-    "mutual_information",
     "select",
 ]

@@ -11,8 +11,9 @@ import torch
 from monai.networks.utils import eval_mode
 from torch import Tensor, nn
 
+from scripts.uncertainty import class_means, entropy_map, foreground_mean, mutual_information
+
 from .pool import CaseScores
-from .uncertainty import class_means, entropy_map, foreground_mean, mutual_information
 
 
 class CaseScorer:

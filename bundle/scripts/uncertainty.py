@@ -1,4 +1,4 @@
-"""Uncertainty from class probabilities: maps to look at, and one number for a case."""
+"""Uncertainty from class probabilities: maps to look at, and one number for a case or a class."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+SLAB = 16  # slices whose copies in another type exist at the same time
+
 
 def entropy_map(probabilities: Tensor) -> Tensor:
     """Predictive entropy of every voxel, as a share of the largest possible.
 
     Args:
-        probabilities: ``(classes, *spatial)``, in [0, 1], summing to 1 over at least two classes.
+        probabilities: ``(classes, *spatial)``, any floating type, in [0, 1], summing to 1 over at least two classes.
 
     Returns:
         ``(*spatial)``, float32 in [0, 1]: 0 where the network is certain, 1 where all classes are equally likely.
@@ -31,11 +33,14 @@ def entropy_map(probabilities: Tensor) -> Tensor:
             f"probabilities have shape {tuple(probabilities.shape)}; expected (classes, *spatial) with at least 2 "
             "classes. Give background and foreground."
         )
-    low, high = float(probabilities.min()), float(probabilities.max())
+    low, high = (float(value) for value in probabilities.aminmax())
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # also refuses NaN
         raise ValueError(f"probabilities are {low:.3g} to {high:.3g}; expected 0 to 1. Apply softmax to logits first.")
-    values = probabilities.float()
-    return torch.special.entr(values.clamp(0, 1)).sum(0) / math.log(len(values))
+    entropy = torch.empty(probabilities.shape[1:], dtype=torch.float32, device=probabilities.device)
+    for start in range(0, entropy.shape[-1], SLAB):
+        part = probabilities[..., start : start + SLAB].float().clamp(0, 1)
+        entropy[..., start : start + SLAB] = torch.special.entr(part).sum(0)
+    return entropy.div_(math.log(len(probabilities))).clamp_(max=1)
 
 
 def mutual_information(samples: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
@@ -81,12 +86,9 @@ def class_means(values: Tensor, probabilities: Tensor) -> Tensor:
         probabilities: ``(classes, *spatial)``, background first.
 
     Returns:
-        ``(classes - 1,)``.
+        ``(classes - 1,)``, float32; the mean over all voxels for a class that has no probability anywhere.
     """
-    foreground = probabilities[1:].float().flatten(1)  # (classes - 1, voxels)
-    weights = foreground.sum(1)
-    means = foreground @ values.float().flatten() / weights.clamp(min=torch.finfo(torch.float32).tiny)
-    return torch.where(weights > 0, means, values.float().mean())
+    return _weighted_means(values, probabilities[1:])
 
 
 def foreground_mean(values: Tensor, probabilities: Tensor) -> float:
@@ -99,5 +101,16 @@ def foreground_mean(values: Tensor, probabilities: Tensor) -> float:
     Returns:
         One number for the case, in the unit of the map.
     """
-    foreground = 1 - probabilities[:1].float()
-    return float(class_means(values, torch.cat([probabilities[:1].float(), foreground.clamp(min=0)]))[0])
+    return float(_weighted_means(values, (1 - probabilities[:1]).clamp(min=0))[0])
+
+
+def _weighted_means(values: Tensor, weights: Tensor) -> Tensor:
+    """Means ``(K,)`` of a map ``(*spatial)`` by weights ``(K, *spatial)``."""
+    total = torch.zeros(len(weights), dtype=torch.float64, device=weights.device)
+    weighted = total.clone()
+    for start in range(0, values.shape[-1], SLAB):
+        part = weights[..., start : start + SLAB].double().flatten(1)  # (K, voxels)
+        weighted += part @ values[..., start : start + SLAB].double().flatten()
+        total += part.sum(1)
+    means = weighted / total.clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.where(total > 0, means, values.double().mean()).float()
