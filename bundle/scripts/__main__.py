@@ -11,24 +11,28 @@ import fire
 def main() -> None:
     """Run one command; bad input ends in a message instead of a traceback, which NNY_TRACE=1 shows."""
     from scripts import catalogue, clinical, imputation, workflows
+    from scripts.compare import compare
     from scripts.download import download
     from scripts.export import export
     from scripts.networks import authors, upkern_checkpoint
-    from scripts.prepare.hcc_tace import prepare_hcc_tace
+    from scripts.prepare.commands import COMMANDS as PREPARE
     from scripts.prepare.phantom import write_phantom_cohort
     from scripts.release import release
     from scripts.report import report
+    from scripts.tracking import track
     from scripts.verify import verify
 
     commands = {
         "demo": workflows.demo,
         "phantom": write_phantom_cohort,
-        "prepare": {"hcc_tace": prepare_hcc_tace},
+        "prepare": PREPARE,
         "clinical": {"check": clinical.check, "quality": imputation.quality},
         "train": workflows.train,
         "evaluate": workflows.evaluate,
         "infer": workflows.infer,
         "report": report,
+        "compare": compare,
+        "track": track,
         "release": release,
         "verify": verify,
         "export": export,

@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def overlay_paths(overlays: str | Sequence[str]) -> list[str]:
         ValueError: an unknown name; the message lists the known ones.
     """
     names = overlays.split(",") if isinstance(overlays, str) else list(overlays)
-    kinds = ("network_", "fusion_", "dataset_", "start_")
+    kinds = ("network_", "fusion_", "dataset_", "start_", "evaluate_")
     known = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem.startswith(kinds))
     paths = []
     for name in filter(None, (str(name).strip() for name in names)):
@@ -83,7 +84,15 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-def train(dataset: str, output: str, overlays: str | Sequence[str] = (), **overrides: Any) -> None:
+def train(
+    dataset: str,
+    output: str,
+    overlays: str | Sequence[str] = (),
+    *,
+    tracking: str | None = None,
+    tracking_store: str | None = None,
+    **overrides: Any,
+) -> None:
     """Train a network; the same command again goes on after the last finished epoch.
 
     Args:
@@ -91,21 +100,36 @@ def train(dataset: str, output: str, overlays: str | Sequence[str] = (), **overr
         output: the run's folder: checkpoints, log, TensorBoard files, configuration.
         overlays: names of overlays in bundle/configs, separated by commas, later ones win:
             network_*, fusion_*, dataset_*.
+        tracking: mlflow, to mirror settings, curves and files into a local MLflow store; TensorBoard files are always
+            written.
+        tracking_store: address of that store; by default sqlite in the run's folder.
         **overrides: any id of the configuration: --epochs 100 --fold 1 --batch_size 4 --seed 3 …
     """
+    if tracking not in (None, "mlflow"):
+        raise ValueError(
+            f"tracking is {tracking!r}; expected mlflow, or nothing (TensorBoard files are always written)."
+        )
     files = [CONFIGS / "inference.yaml", CONFIGS / "train.yaml", *overlay_paths(overlays)]
-    _run("training", files, overrides, dataset_dir=_absolute(dataset), output_dir=_absolute(output))
+    follow = nullcontext()
+    if tracking:
+        from scripts.tracking import mirrored  # here, as mlflow is needed for nothing else
+
+        follow = mirrored(_absolute(output), tracking_store)
+    with follow:
+        _run("training", files, overrides, dataset_dir=_absolute(dataset), output_dir=_absolute(output))
 
 
-def evaluate(run: str, **overrides: Any) -> None:
+def evaluate(run: str, overlays: str | Sequence[str] = (), **overrides: Any) -> None:
     """Segment the held-out fold of a run and score the masks against the original labels.
 
     Args:
         run: the run's folder; masks, ``per_case.csv`` and ``summary.json`` go to its ``evaluation/``.
+        overlays: merged last, separated by commas: evaluate_calibration also measures calibration.
         **overrides: any id of the configuration: --dataset_dir <another dataset> --fold -1 (all cases) …
     """
     folder = _run_folder(run, "config.yaml")
-    _run("evaluating", [folder / "config.yaml", CONFIGS / "evaluate.yaml"], overrides, output_dir=str(folder))
+    files = [folder / "config.yaml", CONFIGS / "evaluate.yaml", *overlay_paths(overlays)]
+    _run("evaluating", files, overrides, output_dir=str(folder))
 
 
 def infer(source: str, output: str, run: str = str(DEMO_RUN), clinical: str | None = None, **overrides: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from scripts.dicom import read_header
 from scripts.folds import assign_folds
-from scripts.prepare.hcc_tace_case import LABELS, STATUS_FOLDER, Job, finished, prepare_case, remove_case
+from scripts.prepare.hcc_tace_case import LABELS, Job, finished_case, prepare_case
 from scripts.prepare.output import (
     NiftiCase,
     remove_leftovers,
@@ -19,6 +19,7 @@ from scripts.prepare.output import (
 )
 from scripts.prepare.report import write_report
 from scripts.prepare.spreadsheet import Spreadsheet, read_clinical_table
+from scripts.prepare.status import STATUS_FOLDER, remove_case
 
 EXCLUDED = ("HCC_017", "HCC_008", "HCC_025", "HCC_009")
 ID_COLUMN = "TCIA_ID"
@@ -80,7 +81,9 @@ def prepare_hcc_tace(
         remove_case(target, patient)
     jobs = {patient: Job(str(target), patient, tuple(map(str, patients[patient]))) for patient in kept}
     before = (
-        {} if overwrite else {patient: record for patient, job in jobs.items() if (record := finished(job)) is not None}
+        {}
+        if overwrite
+        else {patient: record for patient, job in jobs.items() if (record := finished_case(job)) is not None}
     )
     todo = {patient: job for patient, job in jobs.items() if patient not in before}
     records = before | run_in_parallel(

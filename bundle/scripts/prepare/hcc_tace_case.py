@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +14,9 @@ from scripts.dicom import CaseError, Header, Index, Volume, index_files, read_vo
 from scripts.prepare.dicom_seg import Segmentation, read_segmentation, segment_masks
 from scripts.prepare.output import nifti_paths, write_json, write_nifti_pair
 from scripts.prepare.report import thumbnail
+from scripts.prepare.status import fingerprint, finished, list_files, remove_case, status_path
 
 LABELS = {0: "background", 1: "liver", 2: "tumour", 3: "portal vein", 4: "abdominal aorta"}
-STATUS_FOLDER = ".prepare"
 _PAINT_ORDER = (1, 4, 3, 2)  # a voxel of several segments is tumour before vessel before liver
 _SEGMENT_NAMES = (
     (None, re.compile(r"thromb", re.I)),  # part vessel, part tumour: none of our classes
@@ -49,10 +47,15 @@ def prepare_case(job: Job) -> dict[str, Any]:
         dict: the record that the report shows; ``status`` is ``done`` or ``broken``.
     """
     output, case = Path(job.output), job.patient_id
-    status = output / STATUS_FOLDER / f"{case}.json"
+    status = status_path(output, case)
     remove_case(output, case)  # so that a run that is stopped leaves no old image beside a new label
     files = list_files(job.sources)
-    record: dict[str, Any] = {"case_id": case, "patient_id": case, "fingerprint": fingerprint(files), "warnings": []}
+    record: dict[str, Any] = {
+        "case_id": case,
+        "patient_id": case,
+        "fingerprint": fingerprint(files, _VERSION),
+        "warnings": [],
+    }
     try:
         volume, label, facts = _load(case, files)
         write_nifti_pair(output, case, volume.array, label, volume.affine)
@@ -68,39 +71,9 @@ def prepare_case(job: Job) -> dict[str, Any]:
     return record
 
 
-def finished(job: Job) -> dict[str, Any] | None:
+def finished_case(job: Job) -> dict[str, Any] | None:
     """Returns the record of a case that an earlier run finished from the same files, or None."""
-    output, case = Path(job.output), job.patient_id
-    status = output / STATUS_FOLDER / f"{case}.json"
-    try:
-        record = json.loads(status.read_text(encoding="utf-8"))
-        sizes = [path.stat().st_size for path in nifti_paths(output, case)]
-    except (OSError, ValueError):
-        return None
-    whole = record.get("status") == "done" and record.get("bytes") == sizes and status.with_suffix(".png").is_file()
-    return record if whole and record.get("fingerprint") == fingerprint(list_files(job.sources)) else None
-
-
-def remove_case(output: Path, case_id: str) -> None:
-    """Removes what an earlier run wrote for a case that is dropped or broken now."""
-    status = output / STATUS_FOLDER / f"{case_id}.json"
-    for path in (status, status.with_suffix(".png"), *nifti_paths(output, case_id)):
-        path.unlink(missing_ok=True)
-
-
-def list_files(sources: Sequence[str]) -> list[Path]:
-    """Returns the files in folders (and the files named themselves), sorted."""
-    paths = [Path(source) for source in sources]
-    return sorted({f for p in paths for f in (p.rglob("*") if p.is_dir() else [p]) if f.is_file()})
-
-
-def fingerprint(files: Sequence[Path]) -> str:
-    """Returns a text that changes when a file is added, removed, resized or written again."""
-    digest = hashlib.sha256(f"{_VERSION}\n".encode())
-    for path in files:
-        stat = path.stat()
-        digest.update(f"{path.parent.name}/{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:32]
+    return finished(Path(job.output), job.patient_id, fingerprint(list_files(job.sources), _VERSION))
 
 
 def _load(patient_id: str, files: Sequence[Path]) -> tuple[Volume, np.ndarray, dict[str, Any]]:

@@ -64,14 +64,14 @@ def write_nifti_pair(output: Path, case_id: str, image: np.ndarray, label: np.nd
     Args:
         output: the dataset folder.
         case_id: name of the case.
-        image: int16 (X, Y, Z).
+        image: int16 or float32 (X, Y, Z) or, with several channels, (X, Y, Z, C).
         label: uint8 (X, Y, Z).
         affine: 4x4, voxel indices to RAS millimetres.
 
     Raises:
         ValueError: the two shapes differ.
     """
-    if image.shape != label.shape:
+    if image.shape[:3] != label.shape:
         raise ValueError(f"{case_id}: the image is {image.shape} and the label {label.shape}; they must be on one grid")
     image_path, label_path = nifti_paths(output, case_id)
     for path, data in ((label_path, label), (image_path, image)):
@@ -88,7 +88,14 @@ def write_nifti_pair(output: Path, case_id: str, image: np.ndarray, label: np.nd
 
 
 def write_dataset_json(
-    output: Path, cases: Sequence[NiftiCase], *, name: str, labels: dict[int, str], description: str = ""
+    output: Path,
+    cases: Sequence[NiftiCase],
+    *,
+    name: str,
+    labels: dict[int, str],
+    description: str = "",
+    channels: Sequence[str] = ("CT",),
+    more: dict[str, Any] | None = None,
 ) -> None:
     """Writes the datalist in the layout of the Medical Segmentation Decathlon, with patients and folds.
 
@@ -98,6 +105,8 @@ def write_dataset_json(
         name: name of the dataset.
         labels: label value -> name.
         description: one sentence.
+        channels: what each channel of the images is.
+        more: further entries, such as ``licence`` and ``regions``.
     """
     training = [
         {
@@ -116,7 +125,8 @@ def write_dataset_json(
             "name": name,
             "description": description,
             "labels": {str(k): v for k, v in labels.items()},
-            "modality": {"0": "CT"},
+            "modality": {str(i): channel for i, channel in enumerate(channels)},
+            **(more or {}),
             "numTraining": len(training),
             "training": training,
         },

@@ -14,28 +14,44 @@ from matplotlib.figure import Figure
 
 from scripts.files import replacing
 
-COLOURS = {1: "#4daf4a", 2: "#ff4b3e", 3: "#35b8ff", 4: "#ffd23f"}
+_PALETTE = "4daf4a ff4b3e 35b8ff ffd23f c77cff ff9f40 00d5c0 f781bf a6d854 8da0cb e5c494 e41a1c 66c2a5 b3de69 fb8072"
+COLOURS = {value: f"#{colour}" for value, colour in enumerate(_PALETTE.split(), 1)}
 WINDOW = (-115.0, 235.0)  # HU: level 60, width 350
+AIR = -300.0  # HU: below is nothing to show
+CAPTION = (
+    "Left: the axial slice with the largest tumour cross-section, as acquired. Right: the coronal slice through it, "
+    "head up. Window 350, level 60 HU."
+)
 
 
 def thumbnail(
-    image: np.ndarray, label: np.ndarray, spacing: Sequence[float], path: Path, *, focus: int = 2, width: float = 5.6
+    image: np.ndarray,
+    label: np.ndarray,
+    spacing: Sequence[float],
+    path: Path,
+    *,
+    focus: int | None = 2,
+    width: float = 5.6,
+    window: tuple[float, float] = WINDOW,
+    air: float = AIR,
 ) -> None:
     """Draws the axial slice with the largest cross-section of a class beside the coronal one through its middle.
 
     Args:
-        image: (X, Y, Z) in HU, as DICOM stores it: columns, rows, slices.
+        image: (X, Y, Z), as DICOM stores it: columns, rows, slices.
         label: (X, Y, Z), values as in ``COLOURS``.
         spacing: voxel size in mm.
         path: PNG to write.
-        focus: the class to show; anything labelled where it is absent.
+        focus: the class to show; anything labelled where it is absent, or None.
         width: of the picture, in units of 100 pixels.
+        window: values shown as black and as white.
+        air: borders with nothing above this value are cut off.
     """
-    target = label == focus if (label == focus).any() else label > 0
+    target = label == focus if focus is not None and (label == focus).any() else label > 0
     k = int(target.sum(axis=(0, 1)).argmax())
     rows = np.nonzero(target[:, :, k])[1]
     j = int(np.median(rows)) if len(rows) else image.shape[1] // 2
-    x, y = _trunk(image[:, :, k])
+    x, y = _trunk(image[:, :, k], air)
     views = [
         (image[x, y, k].T, label[x, y, k].T, spacing[1], spacing[0]),  # (rows, columns)
         (image[x, j, ::-1].T, label[x, j, ::-1].T, spacing[2], spacing[0]),  # (slices from the head, columns)
@@ -46,18 +62,18 @@ def thumbnail(
     axes = figure.subplots(1, 2, gridspec_kw={"wspace": 0.02})
     figure.subplots_adjust(0, 0, 1, 1)
     for ax, (view, mask, down, across) in zip(axes, views, strict=True):
-        ax.imshow(view, cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1], aspect=down / across, interpolation="bilinear")
+        ax.imshow(view, cmap="gray", vmin=window[0], vmax=window[1], aspect=down / across, interpolation="bilinear")
         for value, colour in COLOURS.items():
-            if (mask == value).any():
+            if min(mask.shape) > 1 and (mask == value).any():
                 ax.contour(mask == value, levels=[0.5], colors=[colour], linewidths=0.8)
         ax.set_axis_off()
     with replacing(path) as part:
         figure.savefig(part, format="png", facecolor="black", metadata={"Software": None})
 
 
-def _trunk(slice_hu: np.ndarray) -> tuple[slice, slice]:
+def _trunk(values: np.ndarray, air: float) -> tuple[slice, slice]:
     """The box of an axial slice (columns, rows) that holds more than air, with a margin."""
-    body = slice_hu > -300
+    body = values > air
     spans = []
     for axis in (1, 0):
         hits = np.flatnonzero(body.mean(axis=axis) > 0.02)
@@ -75,6 +91,8 @@ def write_report(
     status_folder: Path,
     title: str,
     notes: Sequence[str] = (),
+    about: str = "Images in HU",
+    caption: str = CAPTION,
 ) -> None:
     """Writes the page.
 
@@ -86,6 +104,8 @@ def write_report(
         status_folder: where the thumbnails ``<case>.png`` are.
         title: name of the data.
         notes: sentences for the top.
+        about: what the images are, for the line below the title.
+        caption: what the thumbnails show.
     """
     done = [dict(r) for r in records if r["status"] == "done"]
     for record in done:
@@ -96,6 +116,8 @@ def write_report(
     )
     html = template.render(
         title=title,
+        about=about,
+        caption=caption,
         notes=notes,
         excluded=excluded,
         done=done,

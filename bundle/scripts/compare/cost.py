@@ -1,0 +1,111 @@
+"""What a variant costs: parameters, multiply-accumulates, memory, seconds for a step and for a case."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+
+from scripts.catalogue import count_macs
+from scripts.compare.collect import Run
+from scripts.slices import network_patch
+
+COLUMNS = ("parameters_m", "gmacs", "peak_gb", "step_s", "case_s", "train_min", "epochs")
+
+
+def costs(runs: Sequence[Run]) -> dict[str, float | None]:
+    """Costs of one variant, medians over its seeds.
+
+    Args:
+        runs: the runs of the variant.
+
+    Returns:
+        ``parameters_m`` (millions), ``gmacs`` (one patch), ``peak_gb`` (of the training process; of GPU memory where
+        there is one), ``step_s`` (training), ``case_s`` (reading to saved mask), ``train_min`` (wall time),
+        ``epochs``. None where a run does not say.
+    """
+    rows = [_one(run) for run in runs]
+    found: dict[str, float | None] = {}
+    for name in COLUMNS:
+        known = [row[name] for row in rows if row.get(name) is not None]
+        found[name] = float(statistics.median(known)) if known else None
+    return found | {"gmacs": macs(runs[0].config)}
+
+
+def _one(run: Run) -> dict[str, float | None]:
+    log, seconds = run.files.log, None
+    parameters = run.files.versions.get("parameters")
+    if log is not None and "seconds" in log:
+        validated = log["val_dice"].notna() if "val_dice" in log else np.zeros(len(log), bool)
+        plain = log.loc[~validated, "seconds"] if not validated.all() else log["seconds"]
+        steps = len(run.files.datalist.get("training", [])) // _whole(run.config.get("batch_size"), 1)
+        seconds = float(plain.median()) / steps if steps else None
+    return {
+        "parameters_m": None if parameters is None else parameters / 1e6,
+        "peak_gb": run.note.get("peak_gb"),
+        "step_s": seconds,
+        "case_s": run.calibration.get("seconds_per_case"),
+        "train_min": None if log is None or "seconds" not in log else float(log["seconds"].sum()) / 60,
+        "epochs": None if log is None else float(log["epoch"].max()),
+    }
+
+
+def _whole(value: Any, default: int) -> int:
+    return value if isinstance(value, int) else default
+
+
+def macs(config: Mapping[str, Any]) -> float | None:
+    """Multiply-accumulates of a run's network for one patch, image only.
+
+    Args:
+        config: the run's merged configuration.
+
+    Returns:
+        1e9; None for a run without a configuration, or a network that cannot be built or traced here.
+    """
+    if "network_def" not in config:
+        return None
+    parser = _parser(config)
+    try:
+        network = parser.get_parsed_content("network_def").eval()
+        patch = network_patch(parser.get_parsed_content("patch_size"), parser.get_parsed_content("spatial_dims"))
+        return count_macs(network, (parser.get_parsed_content("in_channels"), *patch))
+    except (RuntimeError, ValueError, ImportError):  # an operator without a meta kernel, a class of another version
+        return None
+
+
+def seconds_per_step(config: Mapping[str, Any], *, rounds: int = 3) -> float:
+    """Median time of forward, loss and backward on random images of a run's patch and batch.
+
+    Args:
+        config: merged training configuration.
+        rounds: steps that are timed, after one that warms up.
+
+    Returns:
+        Seconds.
+    """
+    parser = _parser(config)
+    get = parser.get_parsed_content
+    network, loss, device = get("network").train(), get("train::loss"), get("device")
+    patch = network_patch(get("patch_size"), get("spatial_dims"))
+    image = torch.randn(get("batch_size") * get("crops_per_case"), get("in_channels"), *patch, device=device)
+    label = torch.randint(0, get("out_channels"), (len(image), 1, *patch), device=device)
+    times = []
+    for _ in range(rounds + 1):
+        begin = time.perf_counter()
+        loss(network(image), label).backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[1:])
+
+
+def _parser(config: Mapping[str, Any]) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config(dict(config))
+    return parser
