@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO ?= work/demo
 export REAL_DATA_DIR ?= $(abspath ../shared/data)
 
-.PHONY: help setup demo test test-e2e test-matrix lint serve bench clean
+.PHONY: help setup demo test test-e2e test-matrix lint serve serve-dicom bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -30,6 +30,7 @@ test: setup  ## the fast test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not e2e" -n 2 --dist loadfile
 
 test-e2e: setup  ## tests that start servers, browsers and whole workflows
+	.ci/e2e-packages
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "e2e and not matrix" -n 2 --dist loadfile
 
 test-matrix: setup  ## every network released and exported, a fresh environment: an hour
@@ -41,6 +42,9 @@ lint: setup  ## ruff
 
 serve: setup  ## annotation server on the phantom cohort
 	./nny serve
+
+serve-dicom: setup  ## annotation server with a DICOM archive (Orthanc) and OHIF, on DICOM phantoms
+	./nny serve-dicom
 
 bench: setup  ## every benchmark, with its table
 	for file in benchmarks/*.py; do OMP_NUM_THREADS=2 PYTHONPATH=bundle:. $(BIN)/python $$file || exit 1; done

@@ -24,7 +24,9 @@ from scripts.clinical_schema import suggestion  # noqa: E402
 
 from monailabel_app.lib.activelearning.strategy import ActiveLearning  # noqa: E402
 from monailabel_app.lib.conf import read_conf  # noqa: E402
+from monailabel_app.lib.datastore.dicom import open_studies  # noqa: E402
 from monailabel_app.lib.datastore.local import StudyFolder  # noqa: E402
+from monailabel_app.lib.infers.batch import BatchInfer  # noqa: E402
 from monailabel_app.lib.infers.bundle import BundleInfer  # noqa: E402
 from monailabel_app.lib.models import find_source  # noqa: E402
 from monailabel_app.lib.server.open import open_app  # noqa: E402
@@ -61,8 +63,8 @@ class NNYApp(MONAILabelApp):
 
     @property
     def serves_dicom(self) -> bool:
-        """Whether the studies are DICOM, not files."""
-        return False
+        """Whether the studies are a DICOM archive, not files."""
+        return self.studies.startswith(("http://", "https://"))
 
     @property
     def trainers(self) -> dict[str, BundleTrain]:
@@ -70,7 +72,15 @@ class NNYApp(MONAILabelApp):
         return self._trainers
 
     def init_datastore(self) -> Datastore:
-        """The folder of the studies."""
+        """The folder of the studies, or the DICOM archive."""
+        if self.serves_dicom:
+            return open_studies(
+                self.studies,
+                Path(settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or self.options.output / "studies"),
+                values=self.label_values,
+                replaced=self.options.output / "replaced",
+                origin=self.label_origin,
+            )
         return StudyFolder(
             self.studies,
             values=self.label_values,
@@ -89,6 +99,10 @@ class NNYApp(MONAILabelApp):
             table = self.options.clinical
             raise ValueError(f"No network of {', '.join(tasks)} takes clinical variables. Leave out the table {table}.")
         return tasks
+
+    def init_batch_infer(self) -> BatchInfer:
+        """Masks of all images."""
+        return BatchInfer()
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """One task a model."""
@@ -114,7 +128,7 @@ class NNYApp(MONAILabelApp):
         """Load the served version of every model; weights that do not fit end the start."""
         for name, task in self._infers.items():
             if task.is_valid():
-                logger.info("%s: version %s", name, task.segmenter().version)
+                logger.info("%s: version %s", name, task.network().version)
 
     def on_new_version(self, model: str, version: str) -> None:
         """Another version answers requests from now on; called in the server's process."""
@@ -124,6 +138,11 @@ class NNYApp(MONAILabelApp):
     def label_values(self) -> dict[str, int]:
         """Value by name of the classes that a label may hold, of all models."""
         return {name: value for task in self._infers.values() for name, value in task.labels.items()}
+
+    def label_origin(self) -> tuple[str, str]:
+        """The first model and its served version, from whose masks clients make labels."""
+        name, task = next(iter(self._infers.items()))
+        return name, task.versions.served
 
     def infer_task(self, model: str) -> BundleInfer:
         """A model that has weights; HTTPException 404 where there is none of that name, 409 before its training."""
@@ -155,7 +174,10 @@ class NNYApp(MONAILabelApp):
         known = image in store.list_images()
         if not known and not Path(image).is_absolute():
             raise HTTPException(404, f"There is no image {image!r} in {self.studies}.")
-        located = {"image": store.get_image_uri(image), "image_id": image, "image_info": store.get_image_info(image)}
+        if known:
+            # a DICOM series is read as `nny infer` reads it
+            source = str(store.series(image)) if self.serves_dicom else store.get_image_uri(image)
+            located = {"image": source, "image_id": image, "image_info": store.get_image_info(image)}
         file, told = task({**request, **(located if known else {})})
         if not (known and request.get("save_label")):
             return {"label": file, "tag": DefaultLabelTag.ORIGINAL.value, "file": file, "params": told}
@@ -176,7 +198,7 @@ class NNYApp(MONAILabelApp):
                 404, f"There is no strategy {name!r}{suggestion(name, self._strategies)}; there are {known}."
             )
         found = self._strategies[name](request, self.datastore())
-        return {**found, "path": self.datastore().get_image_uri(found["id"])} if found.get("id") else {}
+        return {**found, "path": self.datastore().get_image_info(found["id"])["path"]} if found.get("id") else {}
 
     def train(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Train a model; MONAI Label calls this in a process of its own."""

@@ -43,16 +43,18 @@ def serve(
 
     Args:
         studies: folder of NIfTI files, or one that `prepare` wrote; the server adds datastore_v2.json, labels/ and nny/
-            to it. Without it, four synthetic patients are written to work/serve/ and served.
+            to it. Or the DICOMweb address of an archive, such as http://127.0.0.1:8042/dicom-web (`nny serve-dicom`
+            starts one). Without it, four synthetic patients are written to work/serve/ and served.
         bundle: what segments: a run's folder, a released bundle (folder or zip), or <bundle>+<overlay>+<overlay> for a
             network that has no weights yet; several as name=path,name=path. By default the demo network, trained on
             synthetic patients.
         clinical: table (xlsx or csv) with the patients' clinical variables; an image belongs to the patient whose id is
-            its file name without suffix. Without it nothing is known of them.
+            its file name without suffix, or the DICOM PatientID. Without it nothing is known of them.
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
         allow_remote: listen on an address that other computers reach, and answer them. There is no authentication.
-        output: folder for versions, scores and replaced labels; by default nny/ in the folder of images.
+        output: folder for versions, scores and replaced labels; by default nny/ in the folder of images, for an
+            archive a folder of its address in work/annotate/.
         strategy: the active-learning strategy that clients are offered first.
         epochs: of a training that a client starts without saying how many.
         held_out: share of the patients that never train but judge new versions.
@@ -78,7 +80,8 @@ def serve(
     conf = {key: str(value) for key, value in given.items() if value is not None}
 
     settings.MONAI_LABEL_APP_DIR = str(APP)
-    settings.MONAI_LABEL_STUDIES = str(images_folder(studies))
+    dicom = studies.startswith(("http://", "https://"))
+    settings.MONAI_LABEL_STUDIES = studies.rstrip("/") if dicom else str(images_folder(studies))
     settings.MONAI_LABEL_APP_CONF = conf
     settings.MONAI_LABEL_SERVER_PORT = port
     settings.MONAI_LABEL_DATASTORE_FILE_EXT = [f"*{suffix}" for suffix in NIFTI]
@@ -89,9 +92,9 @@ def serve(
 
     app_instance().load()  # now, so that a bad argument ends in our message and not in the server's traceback
     server = _Server(uvicorn.Config(app, log_level="info"))
+    page = f"{address}/ohif/ opens OHIF" if dicom else f"{address}/info/ says what is served"
     server.ready = (
-        f"Ready. 3D Slicer: give {address} to the MONAI Label module. Browser: {address}/info/ says what is served. "
-        "Ctrl+C stops the server."
+        f"Ready. 3D Slicer: give {address} to the MONAI Label module. Browser: {page}. Ctrl+C stops the server."
     )
     try:
         server.run(sockets=[listener])

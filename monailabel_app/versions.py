@@ -24,14 +24,14 @@ def versions(
     Example: nny versions --studies scans --serve 0
 
     Args:
-        studies: folder of NIfTI files that is annotated, as given to `nny serve`.
+        studies: folder of NIfTI files (or address of the archive) that is annotated, as given to `nny serve`.
         model: name of the model, if there are several.
         serve: number of the version to serve; 0 is the network that the server was started with.
         bundle: as given to `nny serve`.
         output: as given to `nny serve`.
     """
     conf = {key: value for key, value in {"bundle": bundle, "output": output}.items() if value}
-    options = read_conf(conf, str(_images(studies)))
+    options = read_conf(conf, _images(studies))
     if model is None and len(options.models) == 1:
         model = next(iter(options.models))
     if model not in options.models:
@@ -49,9 +49,12 @@ def _line(found: Versions, version: str) -> str:
     return f"{'*' if version == found.served else ' '} {version:>3}  {text}"
 
 
-def _images(studies: str) -> Path:
+def _images(studies: str) -> str:
+    """What the server was told: the address of an archive, or the folder that holds the images."""
+    if studies.startswith(("http://", "https://")):
+        return studies.rstrip("/")
     folder = Path(studies).expanduser().resolve()
-    return folder / "imagesTr" if (folder / "imagesTr").is_dir() else folder
+    return str(folder / "imagesTr" if (folder / "imagesTr").is_dir() else folder)
 
 
 if __name__ == "__main__":

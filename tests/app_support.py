@@ -1,9 +1,12 @@
 """What the tests of the annotation app share: a small run whose weights are random, and images to segment."""
 
+from contextlib import contextmanager
+
 import nibabel as nib
 import numpy as np
 import torch
 import yaml
+from fastapi.testclient import TestClient
 from monai.bundle import ConfigParser
 from scripts.clinical import ClinicalTable
 from scripts.prepare.phantom import write_phantom_cohort
@@ -65,3 +68,22 @@ def task(run, clinical=None, folder=None):
     """A model as an inference task, outside an app."""
     versions = Versions(folder or run / "versions", find_source(run.name, str(run), run))
     return BundleInfer(versions=versions, clinical=clinical)
+
+
+@contextmanager
+def client(studies, folder, **conf):
+    """MONAI Label's own application, as `monailabel start_server` runs it, with our app in it."""
+    from monailabel.config import settings
+
+    settings.MONAI_LABEL_APP_DIR = str(ROOT / "monailabel_app")
+    settings.MONAI_LABEL_STUDIES = str(studies)
+    settings.MONAI_LABEL_SESSION_PATH = str(folder / "sessions")
+    conf = {"output": folder / "out"} | conf
+    settings.MONAI_LABEL_APP_CONF = {key: str(value) for key, value in conf.items()}
+    from monailabel.app import app
+    from monailabel.interfaces.utils.app import clear_cache
+
+    clear_cache()
+    with TestClient(app, base_url="http://127.0.0.1:8000", client=("127.0.0.1", 50000)) as made:
+        yield made
+    clear_cache()

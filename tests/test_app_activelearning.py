@@ -88,6 +88,7 @@ class TestChooser:
         assert sorted(given) == sorted(cases)
 
     def test_skipped_image_comes_back_to_its_client_only_when_no_other_is_left(self, leases):
+        """L: with one image left, asking again at once gives it again."""
         choose = chooser(leases)
         assert [choose.next("entropy", IMAGES, OPEN, "ann")["id"] for _ in range(4)] == ["torn", "lost", "sure", "torn"]
 
@@ -176,6 +177,7 @@ class TestApp:
             app(tmp_path / "studies" / "imagesTr", bundle=run, strategy="entrop")
 
     def test_labelled_image_is_not_offered(self, served, tmp_path):
+        """G: a label counts from the next request on."""
         store = served.datastore()
         label = tmp_path / "studies" / "labelsTr" / "ball_00.nii.gz"
         store.save_label("ball_00", str(label), "final", {})
@@ -201,7 +203,7 @@ class TestApp:
 
         for name in ("stat", "lstat", "listdir", "scandir"):
             monkeypatch.setattr(os, name, watched(getattr(os, name)))
-        monkeypatch.setattr(type(served._infers["tiny"]), "segmenter", lambda *_: pytest.fail("asked for the network"))
+        monkeypatch.setattr(type(served._infers["tiny"]), "network", lambda *_: pytest.fail("asked for the network"))
         monkeypatch.setattr(type(served.datastore()), "get_image_info", lambda *_: pytest.fail("asked for an image"))
         images = served.datastore().list_images()
         given = served.active.next("entropy", images, images, "ann")

@@ -35,16 +35,17 @@ def test_patient_of_an_image(image, info, known, patient):
 
 def test_row_of_the_table(table):
     row = find_row(table, "HCC_001", {})
-    assert (row.patient_id, row.values) == ("HCC_001", None)
     assert row.told["source"] == "table"
-    assert row.told["values"]["age"] == 61
+    assert row.values == row.told["values"]
+    assert row.values["age"] == 61
+    np.testing.assert_array_equal(table.encode(row.values), table.vector("HCC_001"))
     assert row.told["unknown"] == []
     assert find_row(table, "HCC_002", {}).told["unknown"] == ["Sex"]
 
 
 def test_nothing_known(table):
     row = find_row(table, "HCC_9", {"clinical.age": "", "clinical.Sex": ["", "1", "2"]})
-    assert (row.patient_id, row.values, row.told["source"]) == (None, None, "none")
+    assert (row.values, row.told["source"]) == (None, "none")
     assert "Nothing is known" in row.told["message"]
 
 

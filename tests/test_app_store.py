@@ -60,6 +60,7 @@ class TestLabels:
             assert reopened.get_label_info("a", "final")["client_id"] == "me"
 
     def test_second_client_replaces_the_label_and_the_first_is_kept(self, studies, tmp_path):
+        """H: two clients label the same case; one case counts, and neither label is lost."""
         datastore = store(studies)
         submit(datastore, tmp_path, ball(1))
         submit(datastore, tmp_path, ball(2))

@@ -1,19 +1,16 @@
-"""Versions of a model: what is kept, what is served, what can be taken back; and released bundles as the first one."""
+"""Versions of a model: what is kept, what is served, what can be taken back."""
 
-import hashlib
 import json
 import shutil
 import subprocess
-import zipfile
 
 import nibabel as nib
 import numpy as np
 import pytest
-from app_support import app, task, write_run, write_studies
+from app_support import write_run, write_studies
 from support import CONFIGS, ROOT
 
 from monailabel_app.lib.models import find_source, read_config
-from monailabel_app.lib.released import check_sums, unpack
 from monailabel_app.lib.versions import Versions
 from monailabel_app.versions import versions as command
 
@@ -101,55 +98,6 @@ def test_command_lists_and_serves(versions, runs, tmp_path):
         command(model="three", **given)
     done = subprocess.run([str(ROOT / "nny"), "versions", "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert "--serve" in done.stdout + done.stderr
-
-
-def released(run, folder):
-    """A bundle as `release` lays it out, with its checksums."""
-    home = folder / "balls"
-    for source, target in (("inference.yaml", "configs/inference.yaml"), ("model.pt", "models/model.pt")):
-        (home / target).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(run / source, home / target)
-    files = sorted(path for path in home.rglob("*") if path.is_file())
-    sums = [f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.relative_to(home)}" for f in files]
-    (home / "SHA256SUMS").write_text("\n".join(sums) + "\n")
-    return home
-
-
-def zipped(home, file):
-    with zipfile.ZipFile(file, "w") as archive:
-        for path in sorted(home.rglob("*")):
-            archive.write(path, path.relative_to(home.parent))
-    return file
-
-
-class TestReleasedBundle:
-    def test_zip_gives_the_mask_of_the_run(self, runs, studies, tmp_path):
-        archive = zipped(released(runs[0], tmp_path), tmp_path / "balls_v1.0.0.zip")
-        served = app(studies / "imagesTr", bundle=f"balls={archive}", output=tmp_path / "out")
-        file = served.infer({"model": "balls", "image": "HCC_002"})["file"]
-        expected, _ = task(runs[0])({"image": str(studies / "imagesTr" / "HCC_002.nii.gz")})
-        np.testing.assert_array_equal(np.asarray(nib.load(file).dataobj), np.asarray(nib.load(expected).dataobj))
-        assert unpack(archive, tmp_path / "out" / "bundles") == unpack(archive, tmp_path / "out" / "bundles")
-
-    def test_changed_file_is_refused(self, runs, tmp_path):
-        home = released(runs[0], tmp_path)
-        check_sums(home)
-        (home / "configs" / "inference.yaml").open("a").write("\n# changed")
-        with pytest.raises(ValueError, match=r"Not the files that were released: .*inference\.yaml"):
-            unpack(zipped(home, tmp_path / "balls.zip"), tmp_path / "bundles")
-        assert not list((tmp_path / "bundles").glob("balls*"))
-        with pytest.raises(ValueError, match="Not the files"):
-            find_source("balls", str(home), tmp_path)
-
-    @pytest.mark.parametrize("name", ["../out.txt", "/tmp/out.txt", "a/../../out.txt"])
-    def test_archive_that_leads_out_of_its_folder(self, tmp_path, name):
-        with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
-            archive.writestr(name, "x")
-        with pytest.raises(ValueError, match="leads out of it"):
-            unpack(tmp_path / "bad.zip", tmp_path / "bundles")
-        (tmp_path / "no.zip").write_bytes(b"text")
-        with pytest.raises(ValueError, match="is no zip"):
-            unpack(tmp_path / "no.zip", tmp_path / "bundles")
 
 
 class TestSourceBundle:

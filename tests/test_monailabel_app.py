@@ -1,5 +1,7 @@
 """The annotation app without its server: the same masks as `nny infer`, and refusals that say what to do."""
 
+import shutil
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -45,6 +47,7 @@ def assert_same_mask(file, other):
 
 @pytest.mark.parametrize("case", ["HCC_001", "HCC_002", "HCC_003"])
 def test_mask_is_that_of_infer(run, studies, expected, case):
+    """A, K: no path of a client gets among the case's images; the mask is on the grid of the source."""
     image = studies / "imagesTr" / f"{case}.nii.gz"
     masks = {}
     for name, table in (("known", studies / "clinical.csv"), ("unknown", None)):
@@ -77,6 +80,19 @@ def test_format_that_slicer_asks_for(run, studies, expected):
     same = itk.imread(str(expected / "unknown" / "HCC_002_seg.nii.gz"))
     np.testing.assert_array_equal(itk.array_from_image(mask), itk.array_from_image(same))
     np.testing.assert_allclose(mask.GetOrigin(), same.GetOrigin(), atol=1e-3)
+
+
+@pytest.mark.parametrize("case", ["HCC_002", "HCC_003"])
+def test_map_of_the_uncertainty_lies_on_the_grid_of_the_image(run, studies, case):
+    image = nib.load(studies / "imagesTr" / f"{case}.nii.gz")
+    file, result = task(run)({"image": image.get_filename(), "result": "entropy"})
+    found = nib.load(file)
+    assert found.shape == image.shape
+    assert found.get_data_dtype() == np.float32
+    np.testing.assert_allclose(found.affine, image.affine, atol=1e-4)
+    voxels = found.get_fdata()
+    assert 0 <= voxels.min() < voxels.max() <= 1 + 1e-6
+    assert result["uncertainty"] == task(run)({"image": image.get_filename()})[1]["uncertainty"] > 0
 
 
 def test_network_without_clinical_variables(image_only_run, studies, tmp_path):
@@ -115,7 +131,20 @@ def test_two_models_answer_each_with_its_own_weights(run, studies, expected, tmp
     assert (masks["a"] != masks["b"]).any()
 
 
+def test_batch_inference_saves_the_mask_of_every_image(run, studies, expected, tmp_path):
+    """Also where there is no GPU to deal the images to."""
+    images = shutil.copytree(studies / "imagesTr", tmp_path / "images", ignore=shutil.ignore_patterns("nny", "*.json"))
+    served = app(images, bundle=run, clinical=studies / "clinical.csv")
+    told = served.batch_infer({"model": "tiny", "label_tag": "original", "device": "cuda", "multi_gpu": True})
+    assert list(told) == ["HCC_001", "HCC_002", "HCC_003"]
+    for case in told:
+        assert_same_mask(images / "labels" / "original" / f"{case}.nii.gz", expected / "known" / f"{case}_seg.nii.gz")
+    assert list(served.batch_infer({"model": "tiny", "max_batch_size": 1})) == ["HCC_001"]
+    assert sorted(path.name for path in (images / "labels").iterdir()) == ["final", "original"]
+
+
 def test_other_weights_beside_those_of_the_run_do_not_matter(run, studies, expected):
+    """J: the version says which weights, not the length of a file's name."""
     (run / "a.pt").write_bytes(b"shorter name")  # stock MONAI Label would serve it
     file, _ = task(run)({"image": str(studies / "imagesTr" / "HCC_001.nii.gz")})
     assert_same_mask(file, expected / "unknown" / "HCC_001_seg.nii.gz")
@@ -124,9 +153,8 @@ def test_other_weights_beside_those_of_the_run_do_not_matter(run, studies, expec
 def test_configuration_is_read_once_per_version(run, studies, monkeypatch):
     from monailabel_app.lib.infers import bundle
 
-    made = []
-    monkeypatch.setattr(bundle, "Segmenter", lambda *given: made.append(given) or real(*given))
-    real = __import__("monailabel_app.lib.infers.segmenter", fromlist=["Segmenter"]).Segmenter
+    made, real = [], bundle.Network
+    monkeypatch.setattr(bundle, "Network", lambda *given: made.append(given) or real(*given))
     served = task(run)
     for case in ("HCC_001", "HCC_002"):
         served({"image": str(studies / "imagesTr" / f"{case}.nii.gz")})
@@ -164,6 +192,7 @@ class TestBadInput:
             app(studies / "imagesTr", bundle=run, clinical=tmp_path / "patients.xlsx")
 
     def test_weights_of_another_network(self, run, studies, tmp_path):
+        """D: nothing is served with weights that do not fit."""
         other = write_run(tmp_path / "other", CONFIGS / "fusion_none.yaml")
         (other / "model.pt").write_bytes((run / "model.pt").read_bytes())
         with pytest.raises(ValueError, match="another network"):

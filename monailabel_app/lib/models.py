@@ -9,7 +9,7 @@ from pathlib import Path
 from monai.bundle import ConfigParser
 from scripts.workflows import overlay_paths
 
-from monailabel_app.lib.released import check_sums, unpack
+from monailabel_app.lib.released import is_released, verified_copy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,27 +29,26 @@ class Source:
     root: Path | None = None
 
 
-def find_source(name: str, text: str, unpacked: Path) -> Source:
+def find_source(name: str, text: str, released: Path) -> Source:
     """Find what ``--conf bundle`` names.
 
     Args:
         name: name of the model.
         text: a run's folder, a released bundle's folder or zip, or ``<bundle>+<overlay>+<overlay>``.
-        unpacked: folder in which a zip is unpacked.
+        released: folder that keeps released bundles once they are verified.
 
     Returns:
         The source, whose files exist.
 
     Raises:
         FileNotFoundError: nothing there, or an unfinished run.
-        ValueError: an unknown overlay, or a released bundle that is damaged.
+        ValueError: an unknown overlay, or a released bundle that `nny verify` refuses.
     """
     first, *overlays = text.split("+")
     folder = Path(first).expanduser().resolve()
-    if folder.is_file() and folder.suffix == ".zip":
-        folder = unpack(folder, unpacked)
+    if is_released(folder):
+        folder = verified_copy(folder, released)
     if (folder / "configs" / "inference.yaml").is_file():
-        check_sums(folder)
         return _bundle(name, folder, overlays)
     if overlays:
         raise ValueError(f"{text}: overlays belong to a bundle with configs/inference.yaml, which {folder} has not.")

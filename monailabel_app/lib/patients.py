@@ -17,13 +17,8 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Row:
-    """What a network is told of a patient.
+    """What the network is told of a patient, by column (None: nothing), and what the client is told of that."""
 
-    ``patient_id`` names the row of the table (None: there is none) and ``values`` replace it when they are given;
-    ``told`` is what the client is told of it.
-    """
-
-    patient_id: str | None
     values: dict[str, Any] | None
     told: dict[str, Any]
 
@@ -62,7 +57,7 @@ def find_row(table: ClinicalTable | None, patient: str, request: Mapping[str, An
     if table is None:
         if given:
             raise ValueError(f"The network takes no clinical variables; leave out {', '.join(given)}.")
-        return Row(None, None, {"source": "none", "message": "The network takes no clinical variables."})
+        return Row(None, {"source": "none", "message": "The network takes no clinical variables."})
     names = [column.name for column in table.schema.columns]
     for name in given:
         if name not in names:
@@ -79,7 +74,7 @@ def find_row(table: ClinicalTable | None, patient: str, request: Mapping[str, An
     told |= {"values": values, "unknown": [name for name in names if name not in values]}
     if not values:
         told["message"] = f"Nothing is known of patient {patient!r}: the network was told so."
-    return Row(patient if row is not None else None, values if given else None, told)
+    return Row(None if row is None and not given else values, told)
 
 
 def overrides(request: Mapping[str, Any]) -> dict[str, Any]:

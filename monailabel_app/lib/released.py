@@ -1,83 +1,47 @@
-"""Released bundles: unpacked safely, and refused when a file is not the one that was released."""
+"""Released bundles: verified before anything in them is used; the copy that was verified is kept, and served."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import zipfile
-from pathlib import Path, PurePosixPath
+import logging
+from pathlib import Path
 
-SUMS = "SHA256SUMS"
+from scripts.verify import verified
+from scripts.verify.bundle import refuse
+from scripts.verify.sums import SUMS, read_sums, sum_problems
+
+logger = logging.getLogger(__name__)
 
 
-def unpack(archive: Path, target: Path) -> Path:
-    """Unpack a released bundle once; the same bytes are not unpacked again.
+def is_released(bundle: Path) -> bool:
+    """Whether a path is a released bundle: a zip, or a folder that says which files were released."""
+    return bundle.suffix == ".zip" or (bundle / SUMS).is_file()
+
+
+def verified_copy(bundle: Path, home: Path) -> Path:
+    """Verify a released bundle as `nny verify` does; the same content is verified once.
 
     Args:
-        archive: the zip, which holds one folder.
-        target: folder that gets ``<name>-<first digits of the archive's hash>/<name>``.
+        bundle: its zip or folder.
+        home: folder that keeps the copy, ``<name>-<first digits of its hash>``.
 
     Returns:
-        The bundle's folder.
+        The folder of the copy.
 
     Raises:
-        ValueError: no zip, more than one folder in it, a name that leads out of it, or a file that is not what
-            ``SHA256SUMS`` says.
+        FileNotFoundError: there is no such zip.
+        ValueError: the bundle, or the kept copy, is not what was released, or cannot be trusted; says why.
     """
-    digest = _sha256(archive)[:12]
-    home = target / f"{archive.stem}-{digest}"
-    if not home.is_dir():
-        part = target / f".{home.name}.{os.getpid()}.part"
-        shutil.rmtree(part, ignore_errors=True)
-        try:
-            _extract(archive, part)
-            check_sums(_only_folder(archive, part))
-            part.rename(home)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-    return _only_folder(archive, home)
-
-
-def check_sums(folder: Path) -> None:
-    """Compare a released bundle with its ``SHA256SUMS``; a folder without one is not a release and passes.
-
-    Raises:
-        ValueError: a file that was changed or is missing, each by name.
-    """
-    sums = folder / SUMS
-    if not sums.is_file():
-        return
-    lines = [line.split(maxsplit=1) for line in sums.read_text().splitlines() if line.strip()]
-    wrong = []
-    for digest, name in lines:
-        file = folder / name.strip().lstrip("*")
-        if not file.is_file() or _sha256(file) != digest:
-            wrong.append(str(file))
-    if wrong:
-        raise ValueError(f"Not the files that were released: {', '.join(wrong)}. Get the bundle again.")
-
-
-def _extract(archive: Path, part: Path) -> None:
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            for entry in opened.infolist():
-                path = PurePosixPath(entry.filename)
-                link = (entry.external_attr >> 16) & 0o170000 == 0o120000
-                if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or link:
-                    raise ValueError(f"{archive} holds {entry.filename!r}, which leads out of it. It is not unpacked.")
-            opened.extractall(part)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{archive} is no zip: {error}.") from None
-
-
-def _only_folder(archive: Path, home: Path) -> Path:
-    folders = [path for path in home.iterdir() if path.is_dir()]
-    if len(folders) != 1 or not (folders[0] / "configs" / "inference.yaml").is_file():
-        raise ValueError(f"{archive} is no released bundle: expected one folder with configs/inference.yaml in it.")
-    return folders[0]
-
-
-def _sha256(file: Path) -> str:
+    file = bundle / SUMS if bundle.is_dir() else bundle
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no bundle {bundle}.")
     with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    kept = home / f"{bundle.name.removesuffix('.zip')}-{digest[:12]}"
+    if not kept.is_dir():
+        logger.info("verifying %s; this is done once", bundle)
+        home.mkdir(parents=True, exist_ok=True)
+        with verified(bundle, parent=home, sha256=digest) as folder:
+            folder.rename(kept)
+    refuse(kept, "the verified copy was changed; remove it", sum_problems(kept, read_sums(kept)[0]))
+    return kept

@@ -1,5 +1,6 @@
 """The requests that 3D Slicer's plugin makes, by MONAI Label's own client, against the server that a user starts."""
 
+import contextlib
 import json
 import shutil
 import socket
@@ -11,6 +12,7 @@ import urllib.request
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 from app_support import write_balls
 from monailabel.client import MONAILabelClient
@@ -142,7 +144,7 @@ def test_training_is_seen_and_its_version_served(slicer, images, run):
     before = (run / "model.pt").read_bytes()
     started = slicer.train_start(MODEL, {"max_epochs": 14, "pretrained": True, "learning_rate": 0.01})
     assert started["status"] in ("SUBMITTED", "RUNNING")
-    assert slicer.train_status(check_if_running=True)  # at once, before its process exists
+    assert slicer.train_status(check_if_running=True)  # T: at once, before its process exists
     with pytest.raises(Exception, match="429"):
         slicer.train_start(MODEL, {"max_epochs": 1})
     seen = wait(slicer)
@@ -198,9 +200,81 @@ def test_uploaded_volume_by_session(slicer, images):
     slicer.remove_session(session)
 
 
+def test_batch_inference(slicer, server, images):
+    """Masks of all images, in a process of its own."""
+    request = urllib.request.Request(
+        f"{server.address}/batch/infer/{MODEL}",
+        data=json.dumps({"max_batch_size": 2}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    assert json.load(urllib.request.urlopen(request))["status"] in ("SUBMITTED", "RUNNING")
+    end = time.monotonic() + 150
+    while (status := json.loads(server.get("/batch/infer")))["status"] in ("SUBMITTED", "RUNNING"):
+        assert time.monotonic() < end, status
+        time.sleep(0.5)
+    assert status["status"] == "DONE", status
+    assert sorted(file.name for file in (images / "labels" / "original").iterdir()) == [
+        "ball_00.nii.gz",
+        "ball_01.nii.gz",
+    ]
+
+
 def test_server_was_quiet(server):  # the last test of the fixture
     assert server.stop() == 0
     assert "Traceback" not in server.log.read_text()
+
+
+def test_server_killed_while_it_saves_and_trains(images, run, tmp_path):
+    """No half-written label, no other version; the next start goes on from there."""
+    studies = tmp_path / "images"
+    shutil.copytree(images, studies, ignore=shutil.ignore_patterns("labels", "nny", "datastore_v2.json", "big*"))
+    arguments = ["--studies", studies, "--bundle", run, "--clinical", images.parent / "clinical.csv"]
+    server = Server(*arguments, cwd=tmp_path)
+    slicer = MONAILabelClient(server.address, tmpdir=str(tmp_path))
+    for name in LABELLED:
+        slicer.save_label(name, str(truth(images, name)), params={})
+    slicer.train_start(MODEL, {"max_epochs": 5000})
+    end = time.monotonic() + 100
+    while slicer.info()["train_stats"][MODEL].get("epoch", 0) < 1:
+        assert time.monotonic() < end, slicer.train_status()
+        time.sleep(0.2)
+
+    def save_for_ever():
+        with contextlib.suppress(Exception):  # the server is gone
+            while True:
+                slicer.save_label("ball_00", str(truth(images, "ball_00")), params={})
+
+    saving = threading.Thread(target=save_for_ever)
+    saving.start()
+    time.sleep(0.5)
+    server.process.kill()
+    server.process.wait()
+    saving.join()
+    label = nib.load(studies / "labels" / "final" / "ball_00.nii.gz")
+    np.testing.assert_array_equal(np.asarray(label.dataobj), np.asarray(nib.load(truth(images, "ball_00")).dataobj))
+    server = Server(*arguments, cwd=tmp_path)
+    try:
+        slicer = MONAILabelClient(server.address, tmpdir=str(tmp_path))
+        info = slicer.info()
+        assert info["datastore"]["completed"] == len(LABELLED)
+        stats = info["train_stats"][MODEL]
+        assert (stats["served"], stats["verdict"]) == ("0", None)
+        end = time.monotonic() + 30  # the training ends with its server
+        while (state := json.loads(server.get("/info/"))["train_stats"][MODEL]["state"]) == "running":
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        assert state == "stopped"
+        slicer.train_start(MODEL, {"max_epochs": 5000})
+        while "current_time" not in slicer.info()["train_stats"][MODEL]:
+            assert time.monotonic() < end + 60
+            time.sleep(0.2)
+    finally:
+        assert server.stop() == 0  # does not wait for the training
+    job = json.loads((studies / "nny" / "models" / MODEL / "2" / "job.json").read_text())
+    end = time.monotonic() + 10
+    while psutil.pid_exists(job["pid"]):
+        assert time.monotonic() < end
+        time.sleep(0.2)
 
 
 def test_stock_start_is_guarded_and_does_not_block_either(images, run, tmp_path):

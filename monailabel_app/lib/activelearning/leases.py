@@ -17,7 +17,7 @@ SECONDS = 2 * 3600.0
 class Leases:
     """Images that were offered and are not labelled yet, by client; they survive a restart.
 
-    Clients without a ``client_id`` cannot be told apart and count as one.
+    A client is a name and an address; clients that have both in common count as one.
 
     Args:
         file: where they are kept.

@@ -98,13 +98,12 @@ class NextImage(Strategy):
         """Choose the next image.
 
         Args:
-            request: ``client_id``, so that no other client is offered the same; ``label_tag`` and ``labels`` as MONAI
-                Label's datastores take them.
+            request: ``client_id``, so that no other client is offered the same.
             datastore: the images.
 
         Returns:
             ``id``, with the scores that were known; empty when none is left.
         """
         images = datastore.list_images()
-        unlabelled = datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels"))
-        return self._active.next(self._name, images, unlabelled, str(request.get("client_id") or ""))
+        client = str(request.get("client_id") or "")
+        return self._active.next(self._name, images, datastore.get_unlabeled_images(), client)

@@ -215,20 +215,21 @@ def check_tag(tag: str) -> str:
     """The tag of a label; ValueError for one that is not MONAI Label's."""
     if tag not in TAGS:
         raise ValueError(f"There is no tag {tag!r} for labels; expected one of {', '.join(TAGS)}.")
-    return str(tag)
+    return DefaultLabelTag(tag).value  # MONAI Label's own code passes the enumeration, others its text
 
 
 def _write(volume: nib.Nifti1Image, file: Path, keep: Path | None) -> None:
     """Write a label in one step; the one before is kept by another name."""
     with replacing(file) as part:
         with part.open("wb") as stream:
-            stream.write(_compressed(volume))
+            stream.write(compressed(volume))
         if keep is not None and file.is_file():
             with replacing(keep) as copy:
                 shutil.copyfile(file, copy)
 
 
-def _compressed(volume: nib.Nifti1Image) -> bytes:
+def compressed(volume: nib.Nifti1Image) -> bytes:
+    """A volume as the bytes of a ``.nii.gz`` file: the same volume gives the same bytes."""
     return gzip.compress(volume.to_bytes(), compresslevel=1, mtime=0)
 
 

@@ -13,7 +13,7 @@ from scripts.clinical_schema import ClinicalSchema
 from scripts.datalists import case_name
 
 from monailabel_app.lib.infers.files import write_volume
-from monailabel_app.lib.infers.segmenter import Segmenter
+from monailabel_app.lib.infers.network import Network
 from monailabel_app.lib.models import read_config, takes_clinical
 from monailabel_app.lib.patients import PREFIX, UNKNOWN, find_row, patient_of
 from monailabel_app.lib.versions import Versions
@@ -50,7 +50,7 @@ class BundleInfer(InferTask):
             dimension=config.get_parsed_content("spatial_dims"),
             description=f"{versions.base.weights or 'no weights yet'}",
         )
-        self._loaded: dict[str, Segmenter] = {}
+        self._loaded: dict[str, Network] = {}
         self._stamp: tuple[int, int] | None = None
         self._served = ""
         self._lock = threading.Lock()
@@ -76,7 +76,7 @@ class BundleInfer(InferTask):
             options[f"{PREFIX}{column.name}"] = choices
         return options
 
-    def segmenter(self, version: str = SERVED) -> Segmenter:
+    def network(self, version: str = SERVED) -> Network:
         """A version, loaded.
 
         Args:
@@ -91,7 +91,7 @@ class BundleInfer(InferTask):
                 self._stamp, self._served = stamp, self.versions.served
             number = self._served if version == SERVED else version
             if number not in self._loaded:
-                loaded = Segmenter(self.versions.source(number), number, self.clinical)
+                loaded = Network(self.versions.source(number), number, self.clinical)
                 kept = {name: old for name, old in self._loaded.items() if name == self._served}
                 self._loaded = kept | {number: loaded}  # the served one and the one asked for last
             return self._loaded[number]
@@ -114,28 +114,25 @@ class BundleInfer(InferTask):
             ValueError: several images there, or a parameter that is refused.
         """
         begin = time.perf_counter()
-        segmenter = self.segmenter(first(request.get("version")) or SERVED)
+        network = self.network(first(request.get("version")) or SERVED)
         result = first(request.get("result")) or RESULTS[0]
-        known = segmenter.table.patient_ids if segmenter.table else ()
         image_id = request.get("image_id") or Path(request["image"]).name
-        patient = patient_of(case_name(image_id), request.get("image_info") or {}, known)
-        row = find_row(segmenter.table, patient, request)
-        case = segmenter.case(request["image"], row.patient_id, row.values)
-        loaded = time.perf_counter()
-        found = segmenter.segment(case, entropy=result == "entropy")
+        patient = patient_of(case_name(image_id), request.get("image_info") or {}, network.patients)
+        row = find_row(network.table, patient, request)
+        found = network.segmenter(request["image"], clinical=row.values, uncertainty=result == "entropy")
         segmented = time.perf_counter()
-        if found.entropy is not None:
-            file = write_volume(found.entropy, dict(request) | {"result_dtype": "float32"}, "float32")
+        if result == "entropy":
+            file = write_volume(found.uncertainty, found.affine, {**request, "result_dtype": "float32"})
         else:
-            file = write_volume(found.mask, request, "uint8")
+            file = write_volume(found.mask, found.affine, request)
         end = time.perf_counter()
-        times = {"pre": loaded - begin, "infer": segmented - loaded, "write": end - segmented, "total": end - begin}
+        times = {"infer": segmented - begin, "write": end - segmented, "total": end - begin}
         return file, {
             "label_names": self.labels,
             "model": self.versions.base.name,
-            "version": segmenter.version,
+            "version": network.version,
             "result": result,
-            "uncertainty": round(found.uncertainty, 5),
+            "uncertainty": round(found.uncertainty_score, 5),
             "clinical": row.told,
             "latencies": {name: round(seconds, 3) for name, seconds in times.items()},
         }

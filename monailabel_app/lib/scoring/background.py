@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import subprocess
 import sys
 import threading
@@ -19,13 +18,13 @@ from filelock import FileLock, Timeout
 from monailabel.interfaces.datastore import Datastore
 from scripts.acquisition import CaseScores
 
+from monailabel_app.lib.children import child_environment
 from monailabel_app.lib.models import Source
 from monailabel_app.lib.scoring.table import Table
 from monailabel_app.lib.scoring.worker import from_json
 from monailabel_app.lib.versions import Versions
 
 logger = logging.getLogger(__name__)
-ROOT = Path(__file__).resolve().parents[3]
 NOTHING = Table()
 SAVE_EVERY = 20.0  # seconds between two writes of the file, and so what a kill may cost
 
@@ -196,7 +195,7 @@ class Background:
 @contextmanager
 def _worker(source: Source, clinical: Path | None) -> Iterator[tuple[IO[str], IO[str]]]:
     """Start the scoring process; its input ends, and so does it, with the block or with this process."""
-    environment = dict(os.environ) | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'bundle'}{os.pathsep}{ROOT}"}
+    environment = child_environment(OMP_NUM_THREADS="1")
     command = [sys.executable, "-m", "monailabel_app.lib.scoring.worker"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     try:

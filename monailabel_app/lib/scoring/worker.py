@@ -20,6 +20,7 @@ import torch
 from scripts.acquisition import CaseScorer, CaseScores
 from scripts.networks import load_weights
 
+from monailabel_app.lib.children import end_with_the_server
 from monailabel_app.lib.models import Source, read_config, takes_clinical
 from monailabel_app.lib.patients import find_row, patient_of
 
@@ -60,8 +61,8 @@ class Scoring:
             info: what the datastore knows of it, for the patient's id.
         """
         known = self._table.patient_ids if self._table else ()
-        row = find_row(self._table, patient_of(name, info, known), {})
-        case = {"image": path, "case_id": name} | ({} if row.patient_id is None else {"patient_id": row.patient_id})
+        values = find_row(self._table, patient_of(name, info, known), {}).values
+        case = {"image": path, "case_id": name} | ({} if values is None else {"clinical": values})
         ready = self._preprocessing(case)
         clinical = ready["clinical"][None].to(self._device) if self._table else None
         image = torch.as_tensor(ready["image"])[None].to(self._device)
@@ -86,6 +87,7 @@ def from_json(line: str) -> tuple[str, CaseScores | str]:
 
 def main() -> None:
     """Answer lines until there are no more."""
+    end_with_the_server()
     os.nice(19)
     torch.set_num_threads(1)
     lines, answers = sys.stdin, os.fdopen(os.dup(1), "w")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from monailabel_app.lib.server.dicom import dicom_endpoints, viewer
 from monailabel_app.lib.server.guard import Guard
 from monailabel_app.lib.server.requests import Checks
 from monailabel_app.lib.server.routes import front, put_in_front
@@ -40,14 +41,22 @@ def open_app(app: Any, allow_remote: bool) -> None:
         closed |= {f"proxy.{name}": PROXY for name in ("proxy_wado", "proxy_qido", "proxy_stow", "proxy")}
     checks, training = Checks(lambda: app), Training(lambda: app)
     replaced = {**training.all(), "activelearning.api_sample": partial(next_sample, app)}
-    put_in_front(server, front(checks.all(), replaced, closed, Guard(allow_remote)))
+    if app.serves_dicom:
+        replaced |= dicom_endpoints(app)
+    router = front(checks.all(), replaced, closed, Guard(allow_remote))
+    if app.serves_dicom:
+        router.add_api_route("/ohif/{path:path}", viewer, include_in_schema=False)
+    put_in_front(server, router)
 
 
-def next_sample(app: Any, *, strategy: str, params: Mapping[str, Any] | None, user: Any, **_: Any) -> dict[str, Any]:
+def next_sample(
+    app: Any, *, strategy: str, params: Mapping[str, Any] | None, user: Any, caller: str, **_: Any
+) -> dict[str, Any]:
     """POST /activelearning/<strategy>: the next image, and what is known of it.
 
-    MONAI Label's own also rewrites the index of all images each time, which is slow when there are many.
+    MONAI Label's own also rewrites the index of all images each time, which is slow when there are many. A client is
+    told from others by its name and its address: every 3D Slicer calls itself user-xyz until somebody renames it.
     """
-    client = (params or {}).get("client_id") or user.username
-    found = app.next_sample({**(params or {}), "strategy": strategy, "client_id": client})
+    name = (params or {}).get("client_id") or user.username
+    found = app.next_sample({**(params or {}), "strategy": strategy, "client_id": f"{name}@{caller}"})
     return {**found, **app.datastore().get_image_info(found["id"])} if found else {}

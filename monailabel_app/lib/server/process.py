@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import subprocess
 import sys
+import threading
 import uuid
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import cache
+from queue import SimpleQueue
 from typing import Any
 
 from monailabel.utils.async_tasks.utils import background_processes, background_tasks
 
+from monailabel_app.lib.children import child_environment
+
 logger = logging.getLogger(__name__)
 METHOD = "train"
 LINES = 20  # of its output, shown to clients
-_line = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training")  # one after the other
 
 
 def submit(request: dict[str, Any], ended: Callable[[], None]) -> dict[str, Any]:
@@ -37,8 +39,21 @@ def submit(request: dict[str, Any], ended: Callable[[], None]) -> dict[str, Any]
     task = {"id": str(uuid.uuid4()), "status": "SUBMITTED", "request": request, "start_ts": _now()}
     background_processes.setdefault(METHOD, {})
     background_tasks.setdefault(METHOD, []).append(task)
-    _line.submit(_run, task, ended)
+    _line().put((task, ended))
     return task
+
+
+@cache
+def _line() -> SimpleQueue[tuple[dict[str, Any], Callable[[], None]]]:
+    """The trainings that wait: one runs after the other, in a thread that does not keep a server from ending."""
+    waiting: SimpleQueue[tuple[dict[str, Any], Callable[[], None]]] = SimpleQueue()
+
+    def work() -> None:
+        while True:
+            _run(*waiting.get())
+
+    threading.Thread(target=work, name="training", daemon=True).start()
+    return waiting
 
 
 def _run(task: dict[str, Any], ended: Callable[[], None]) -> None:
@@ -55,13 +70,14 @@ def _run(task: dict[str, Any], ended: Callable[[], None]) -> None:
 
 
 def _follow(task: dict[str, Any]) -> int:
-    environment = os.environ | {
-        "MONAI_LABEL_DATASTORE_AUTO_RELOAD": "false",
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-    }
     command = [sys.executable, "-m", "monailabel.interfaces.utils.app", "-m", METHOD, "-r", json.dumps(task["request"])]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=child_environment(MONAI_LABEL_DATASTORE_AUTO_RELOAD="false"),
     )
     task["details"] = deque(maxlen=LINES)
     task["status"] = "RUNNING"

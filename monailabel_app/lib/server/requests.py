@@ -14,6 +14,7 @@ from scripts.datalists import NIFTI
 
 from monailabel_app.lib.datastore.labels import check_id
 from monailabel_app.lib.datastore.local import check_tag
+from monailabel_app.lib.infers.batch import LIMIT
 from monailabel_app.lib.infers.bundle import RESULTS, first
 from monailabel_app.lib.infers.files import DTYPES, EXTENSIONS
 from monailabel_app.lib.patients import PREFIX
@@ -31,7 +32,9 @@ SENT_BY_CLIENTS = {
     "session_id",
     "slice",
 }
-BATCH = {"device", "multi_gpu", "gpus", "logging", "save_label", "label_tag", "max_workers", "max_batch_size"}
+OF_THE_FILE = {"result_extension", "result_dtype"}
+BATCH = {"label_tag", "max_batch_size"}
+BATCH_SENT = {"device", "multi_gpu", "gpus", "logging", "save_label", "max_workers"}
 UPLOADS = (*NIFTI, ".nrrd", ".seg.nrrd", ".mha")
 
 
@@ -57,18 +60,21 @@ class Checks:
             "session.api_create_session": self.new_session,
             "session.api_get_session": self.session,
             "session.api_remove_session": self.session,
+            "datastore.api_get_image_info": self.known,
             "datastore.api_put_image_info": self.info,
             "datastore.api_put_label_info": self.info,
             "datastore.api_update_label_info": self.label_params,
         }
 
     def inference(
-        self, *, model: str, image: str, session_id: str, params: str, file: Any, output: Any, **_: Any
+        self, *, model: str, image: str, session_id: str, params: str, file: Any, label: Any, output: Any, **_: Any
     ) -> None:
         """POST /infer/<model>."""
         task = self.app().infer_task(model)
+        if label is not None:
+            raise ValueError("The network sees the image alone; leave out the file `label`.")
         given = read_json(params)
-        options = set(task.config()) | {"clinical", "result_extension", "result_dtype"} | SENT_BY_CLIENTS
+        options = set(task.config()) | {"clinical"} | OF_THE_FILE | SENT_BY_CLIENTS
         for key in given:
             if key not in options and not key.startswith(PREFIX):
                 raise ValueError(
@@ -83,15 +89,23 @@ class Checks:
             _suffix(file.filename, UPLOADS)
         elif session_id:
             self.session(session_id)
-        elif image not in self.app().datastore().list_images():
+        else:
+            self.known(image=image)
+
+    def known(self, *, image: str, **_: Any) -> None:
+        """GET /datastore/image/info, and what names an image."""
+        if image not in self.app().datastore().list_images():
             raise HTTPException(404, f"There is no image {image!r} in {self.app().studies}.")
 
     def batch(self, *, model: str = "", params: Any = None, run_sync: bool = False, **_: Any) -> None:
         """POST /batch/infer/<model>."""
         self.app().infer_task(model)
-        _known(params, BATCH, "Batch inference")
+        _known(params, BATCH | BATCH_SENT, "Batch inference")
         if (params or {}).get("label_tag"):
             check_tag(params["label_tag"])
+        limit = (params or {}).get(LIMIT) or 0
+        if not isinstance(limit, int) or limit < 0:
+            raise ValueError(f"{LIMIT} is {limit!r}; expected a whole number of images, 0 for all.")
 
     def scalars(self, *, params: Any = None, **_: Any) -> None:
         """POST /activelearning/<strategy>: plain values, none of which names a file."""

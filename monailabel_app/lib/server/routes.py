@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
-from fastapi import APIRouter, Depends, FastAPI, HTTPException
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from monailabel.endpoints import (
     activelearning,
     batch_infer,
@@ -27,6 +27,7 @@ from monailabel.endpoints import (
 )
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
 
+from monailabel_app.lib.datastore.archive import ArchiveError
 from monailabel_app.lib.server.guard import Guard
 
 MODULES = (info, model, wsi_infer, infer, batch_infer, train, activelearning, scoring, datastore, logs, session, proxy)
@@ -48,7 +49,7 @@ def front(
     Args:
         checks: by module and function of an endpoint (``infer.api_run_inference``), what is called with its arguments
             before it is.
-        replaced: by name, what is called in its place, with the same arguments.
+        replaced: by name, what is called in its place, with the same arguments and the address of the ``caller``.
         closed: by name, why the endpoint is refused.
         guard: asked before every endpoint.
 
@@ -92,17 +93,22 @@ def put_in_front(app: FastAPI, router: APIRouter) -> None:
 def _threaded(
     original: Endpoint, instead: Endpoint | None, check: Endpoint | None, limiter: anyio.CapacityLimiter | None
 ) -> Endpoint:
-    def run(arguments: dict[str, Any]) -> Any:
+    def run(arguments: dict[str, Any], caller: Request) -> Any:
         if check is not None:
             answer(check, arguments)
         if instead is not None:
-            return answer(instead, arguments)
+            return answer(instead, arguments | {"caller": caller.client.host if caller.client else ""})
         return answer(lambda **given: asyncio.run(original(**given)), arguments)
 
-    async def endpoint(**arguments: Any) -> Any:
-        return await anyio.to_thread.run_sync(run, arguments, limiter=limiter)
+    async def endpoint(caller: Request, **arguments: Any) -> Any:
+        return await anyio.to_thread.run_sync(run, arguments | dict.fromkeys(own, caller), caller, limiter=limiter)
 
-    endpoint.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+    signature = inspect.signature(original)
+    own = [name for name, asked in signature.parameters.items() if asked.annotation is Request]  # FastAPI gives it once
+    asked = inspect.Parameter("caller", inspect.Parameter.KEYWORD_ONLY, annotation=Request)
+    endpoint.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*(known for name, known in signature.parameters.items() if name not in own), asked]
+    )
     endpoint.__name__, endpoint.__doc__ = original.__name__, original.__doc__
     return endpoint
 
@@ -111,7 +117,8 @@ def answer(function: Endpoint, arguments: Mapping[str, Any]) -> Any:
     """Call a function, and turn what it refuses into an HTTP error that says so.
 
     Raises:
-        HTTPException: 404 for an unknown image or label, 400 for another bad input, 507 for a full disk.
+        HTTPException: 404 for an unknown image or label, 400 for another bad input, 502 for a DICOM archive that does
+            not answer, 507 for a full disk.
     """
     try:
         return function(**arguments)
@@ -119,6 +126,8 @@ def answer(function: Endpoint, arguments: Mapping[str, Any]) -> Any:
         raise HTTPException(404, error.msg) from error
     except MONAILabelException as error:
         raise HTTPException(400, error.msg) from error
+    except ArchiveError as error:
+        raise HTTPException(502, str(error)) from error
     except FileNotFoundError as error:
         raise HTTPException(404, str(error)) from error
     except (ValueError, TypeError) as error:

@@ -16,9 +16,10 @@ from scripts import BUNDLE_ROOT, workflows
 from scripts.clinical import ClinicalTable
 from scripts.clinical_schema import suggestion
 
+from monailabel_app.lib.children import end_with_the_server
 from monailabel_app.lib.conf import Options
 from monailabel_app.lib.infers.bundle import BundleInfer
-from monailabel_app.lib.infers.segmenter import Segmenter
+from monailabel_app.lib.infers.network import Network
 from monailabel_app.lib.models import Source, run_source
 from monailabel_app.lib.trainers.dataset import Snapshot, labelled, split_patients, write_snapshot
 from monailabel_app.lib.trainers.gate import held_out_dice, verdict
@@ -120,6 +121,7 @@ class BundleTrain(TrainTask):
         Raises:
             ValueError: a parameter or the data cannot be used; nothing was started.
         """
+        end_with_the_server()
         settings = self.check(request)
         cases = self.check_data(datastore, settings["pretrained"])
         parts = split_patients(
@@ -186,14 +188,12 @@ class BundleTrain(TrainTask):
         return overlay | {"training": [STEPS[step] for step in steps], "run": "%training"}
 
     def _judge(self, number: str, folder: Path, snapshot: Snapshot) -> dict[str, Any]:
-        new = Segmenter(run_source(self.versions.base.name, folder / "run"), number, self.options.clinical)
-        scores = held_out_dice(new, snapshot.held_out)
+        def dice(source: Source, version: str) -> dict[str, float]:
+            return held_out_dice(Network(source, version, self.options.clinical), snapshot.held_out)
+
+        scores = dice(run_source(self.versions.base.name, folder / "run"), number)
         before = self.versions.served if self.infer.is_valid() else None
-        served = None
-        if before is not None:
-            served = held_out_dice(
-                Segmenter(self.versions.source(before), before, self.options.clinical), snapshot.held_out
-            )
+        served = None if before is None else dice(self.versions.source(before), before)
         judged = verdict(scores, served, self.options.margin) | {"compared_with": before}
         self.versions.judge(number, judged)
         return judged

@@ -8,25 +8,25 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from monailabel_app.lib.infers.segmenter import Segmenter
+from monailabel_app.lib.infers.network import Network
+from monailabel_app.lib.patients import find_row
 
 
-def held_out_dice(segmenter: Segmenter, cases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def held_out_dice(network: Network, cases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Segment held-out cases as a client would and compare with their labels, on the grid of the images.
 
     Args:
-        segmenter: the version.
+        network: the version.
         cases: ``image`` and ``label`` paths, ``case_id``, ``patient_id``.
 
     Returns:
         Per case the mean Dice of the classes that the label or the mask holds, in [0, 1].
     """
-    known = segmenter.table.patient_ids if segmenter.table else ()
+    classes = max(network.segmenter.labels.values()) + 1
     scores = {}
     for case in cases:
-        patient = case["patient_id"] if case["patient_id"] in known else None
-        mask = segmenter.segment(segmenter.case(case["image"], patient)).mask.array
-        scores[case["case_id"]] = mean_dice(mask, np.asanyarray(nib.load(case["label"]).dataobj), len(segmenter.labels))
+        mask = network.segmenter(case["image"], clinical=find_row(network.table, case["patient_id"], {}).values).mask
+        scores[case["case_id"]] = mean_dice(mask, np.asanyarray(nib.load(case["label"]).dataobj), classes)
     return scores
 
 
