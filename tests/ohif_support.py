@@ -110,10 +110,14 @@ class Viewer:
         return self.page.locator(".nextSampleForm").first.inner_text()
 
     def coloured(self):
-        """Share of the first view's pixels that are coloured; scans are grey."""
+        """Share of coloured pixels in the view that has most of them; scans are grey."""
         file = PICTURES / f"{self.name}_view.png"
-        self.page.locator("canvas").first.screenshot(path=file)
-        pixels = np.asarray(Image.open(file).convert("RGB")).astype(int)
+        shares = []
+        for view in self.page.locator("canvas").all():
+            view.screenshot(path=file)
+            pixels = np.asarray(Image.open(file).convert("RGB")).astype(int)
+            high, wide = pixels.shape[0] // 5, pixels.shape[1] // 8
+            inner = pixels[high:-high, wide:-wide]
+            shares.append(float((inner.max(-1) - inner.min(-1) > 40).mean()))
         file.unlink()
-        inner = pixels[pixels.shape[0] // 5 : -pixels.shape[0] // 5, pixels.shape[1] // 8 : -pixels.shape[1] // 8]
-        return float((inner.max(-1) - inner.min(-1) > 40).mean())
+        return max(shares)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import unquote, urlparse
@@ -48,7 +49,7 @@ def download(
         ValueError: the bundle is refused, with the reasons.
     """
     folder = Path(output).expanduser().resolve()
-    existed = folder.is_dir()
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with private_folder(folder) as private:
@@ -58,8 +59,9 @@ def download(
                 target = folder / checked.name
                 _put(checked, target)
     except BaseException:
-        if not existed and not any(folder.iterdir()):
-            folder.rmdir()
+        for parent in made:
+            if not any(parent.iterdir()):
+                parent.rmdir()
         raise
     print(
         f"{target}: checked; run it with `python -m monai.bundle run --config_file {target}/configs/inference.yaml …`"
@@ -74,14 +76,14 @@ def _fetched(source: str, private: Path, sha256: str | None) -> Path:
         return Path(unquote(address.path))
     if address.scheme not in WEB:
         return Path(source).expanduser()
-    target = private / "download" / (Path(unquote(address.path)).name or "bundle.zip")
+    target = private / "download" / "bundle.zip"
     try:
         download_url(source, target, hash_val=sha256, hash_type="sha256", progress=True)
     except HashCheckError as error:
         raise ValueError(
             f"{source}: its SHA-256 is not {sha256}; nothing was unpacked. Download it again, or ask its publisher."
         ) from error
-    except (URLError, OSError) as error:
+    except (URLError, HTTPException, OSError, ValueError) as error:
         raise FileNotFoundError(f"{source}: cannot be fetched completely ({error}); try again.") from error
     return target
 

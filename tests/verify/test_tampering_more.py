@@ -9,6 +9,7 @@ import psutil
 import pytest
 from scripts.verify import bundle as stages
 from scripts.verify import verify
+from scripts.verify.torchscript import code_problems
 from verify.bundles import CANARY, TOUCH, Call, insert, pack, resum, rewrite
 
 
@@ -69,6 +70,7 @@ def test_huge_array_in_the_stored_case(root, refused):
         f"[handler_console]\nclass=FileHandler\nargs=('{CANARY}', 'w')",
         f"[DEFAULT]\nkwargs={{'stream': {TOUCH}}}",
     ],
+    ids=["formatter", "handler", "interpolation", "file", "default"],
 )
 def test_payload_in_the_logging_file(root, refused, text):
     (root / "configs" / "logging.conf").write_text(text)
@@ -83,17 +85,34 @@ def test_pickle_in_torchscript(root, refused):
     refused(r"models/model\.ts: its pickle would call posix\.system")
 
 
-def test_file_access_in_torchscript(root, refused):
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"return torch.from_file(x, True, 9)", r"uses the operator torch\.from_file"),
+        (b"y = torch\n  return y.save(x, 'f')", "uses the name torch for something else than a call"),
+        (b"return getattr(torch, 'save')(x, 'f')", "uses the name torch for something else than a call"),
+        (b"return x # \r  torch.save(x, 'f')", "has characters that torch.jit.save does not write"),
+        ("return x # ü".encode(), "has characters that torch.jit.save does not write"),
+    ],
+)
+def test_file_access_in_torchscript(root, refused, body, message):
     def change(name, data):
-        return (
-            data + b"\ndef f(x: str) -> Tensor:\n  return torch.from_file(x, True, 9)\n"
-            if name.endswith("ynet.py")
-            else data
-        )
+        return data + b"\ndef f(x: str) -> Tensor:\n  " + body + b"\n" if name.endswith("ynet.py") else data
 
     rewrite(root / "models" / "model.ts", change)
     resum(root)
-    refused(r"models/model\.ts: its code uses the operator torch\.from_file")
+    refused(rf"models/model\.ts: its code {message}")
+
+
+def test_torchscript_under_another_encoding():
+    source = b"# coding: utf-7\ndef f(x: Tensor) -> Tensor:\n  return 0 +ACM-torch.save(x, 'f')\n"
+    assert list(code_problems(source)) == ["its code uses the operator torch.save"]  # what torch reads
+
+
+def test_two_archives_in_one(released, refused, tmp_path):
+    bundle = tmp_path / "two.zip"
+    bundle.write_bytes(released.read_bytes() * 2)
+    refused("has something before its first entry", bundle)
 
 
 def test_names_that_differ_in_case(root, refused, tmp_path):

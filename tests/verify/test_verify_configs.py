@@ -61,6 +61,11 @@ def test_every_merged_choice_is_accepted(workflow, files):
         "$monai.bundle.download('x')",
         "$monai.transforms.LoadImage('os.system')",
         "$scripts.distributed.once(monai.transforms.LoadImage, 'os.system')",
+        "$scripts.distributed.once(@loader, 'os.system')",
+        "$scripts.distributed.once((scripts.runs.start), *@x)",
+        "$scripts.handlers.save_atomically('x', 'y')",
+        "$scripts.clinical.ClinicalTable.save('x')",
+        "$scripts.networks.import_weights('a', 'b', 'c')",
         "$torch.load('x')",
         "$torch.hub.load('x', 'y')",
         "$torch.utils.cpp_extension.subprocess.run('id')",
@@ -143,6 +148,13 @@ def test_accepted_texts(text):
         {"_target_": "Compose", "_mode_": "debug"},
         {"_target_": "LoadImage", "_mode_": "callable"},  # once(@x, 'os.system') would build it with a reader
         {"x::_mode_": "callable", "_target_": "scripts.networks.EPABlock"},
+        {"x::_target_": "LoadImage"},  # merged into a component whose _mode_ is callable
+        {"x#_target_": "Compose"},
+        {"+x": {"_target_": "Compose"}},
+        {"_target_": "LoadImaged", "keys": "image", "reader": "NumpyReader"},  # it loads pickles
+        {"_target_": "LoadImaged", "keys": "image", "reader": None, "allow_pickle": True},
+        {"_target_": "monai.transforms.LoadImage", "converter": "x"},
+        {"loader::allow_pickle": True},
         {"_target_": "Compose", "_debug_": True},
         {"_target_": "LoadImaged", "keys": "image", "reader": "os.system"},  # MONAI imports readers by name
         {"_target_": "LoadImaged", "keys": "image", "reader": ["ITKReader", "eval"]},

@@ -72,11 +72,20 @@ OURS = """
     clinical datalists distributed evaluation exported fine_tuning handlers inferers losses metrics networks runs slices
     spacing transforms"""
 MODULES = set(OURS.split())  # of scripts: what a configuration builds from; not what prepares, reports or releases
+CALLED = """
+    clinical.ClinicalSchema.from_yaml datalists.evaluation_cases datalists.inference_cases datalists.part
+    distributed.device distributed.follows distributed.once distributed.parallel distributed.processes
+    distributed.rank distributed.stop fine_tuning.keep_statistics handlers.loss_of networks.load_weights
+    networks.upkern_checkpoint runs.amp_dtype runs.clinical_csv runs.default_device runs.fit_clinical
+    runs.initialise runs.start slices.crop_size slices.network_patch slices.pixdim slices.rotations slices.zooms
+    transforms.random_flips transforms.training_transform"""
+FUNCTIONS = set(CALLED.split())  # of those modules: what our configurations call; others write what they are told to
 BUILTINS = {"abs", "bool", "dict", "float", "int", "len", "list", "max", "min", "round", "str", "tuple"}
 IMPORTS = {"ignite", "monai", "numpy", "scripts", "torch"}
 ATTRIBUTES = {"groups", "module", "n_features", "type"}  # of what `@id` stands for
 METHODS = {"eval", "parameters", "run", "to"}
-READERS = {"itkreader", "nibabelreader", "nrrdreader", "numpyreader", "pilreader", "pydicomreader"}
+LOADING = {"keys", "reader", "ensure_channel_first", "image_only", "dtype", "simple_keys", "allow_missing_keys"}
+READERS = {"itkreader", "nibabelreader", "nrrdreader", "pilreader", "pydicomreader"}
 WRITERS = {"itkwriter", "nibabelwriter", "pilwriter"}
 
 
@@ -117,7 +126,9 @@ class AllowList:
         if not rest or len(rest) > 2 or not file.is_file():
             return False
         defined = public_names(file, self.scripts)
-        return rest[0] in defined and (len(rest) == 1 or rest[1] in defined[rest[0]])
+        exists = rest[0] in defined and (len(rest) == 1 or rest[1] in defined[rest[0]])
+        is_class = len(rest) == 1 and rest[0][0].isupper()
+        return exists and (is_class or ".".join(path) in FUNCTIONS)
 
 
 @cache

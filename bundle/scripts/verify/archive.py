@@ -35,6 +35,8 @@ def zip_problems(archive: zipfile.ZipFile) -> Iterator[str]:
     if len(entries) > MAX_ENTRIES:
         yield f"holds {len(entries)} entries, at most {MAX_ENTRIES} are unpacked; it is no released bundle"
         return
+    if entries and (min(entry.header_offset for entry in entries) != 0 or archive.comment):
+        yield "has something before its first entry or after its last: programs would find other files in it"
     seen: dict[str, str] = {}
     for entry in entries:
         yield from _entry_problems(entry)

@@ -10,13 +10,14 @@ from typing import Any
 
 import yaml
 
-from .allowed import READERS, WRITERS, AllowList
+from .allowed import LOADING, READERS, WRITERS, AllowList
 from .expressions import expression_problems
 
 MAX_BYTES = 5 * 2**20
 MAX_VALUES = 200_000  # a merged configuration has some 600
 MAX_DEPTH = 60
 MACRO = re.compile(r"%\w+(?:(?:::|#)\w+)*", re.ASCII)
+LOADERS = {"LoadImage", "LoadImaged"}
 SPECIAL = {"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"}
 CURE = "docs/verify.md says what is accepted; do not run this bundle"
 
@@ -110,11 +111,19 @@ def _key_problems(key: str | int, parent: dict[Any, Any], allowed: AllowList) ->
     """Judge values whose key gives them a meaning; `a::_target_` sets `_target_` of `a` when files are merged."""
     value = parent[key]
     name = re.split("::|#", str(key))[-1].lstrip("+")
-    if name == "_target_":
+    if name in SPECIAL and key != name:
+        yield "changes a component from afar, which nobody could judge before files are merged"
+    elif str(key).startswith("+") and isinstance(value, dict) and SPECIAL & value.keys():
+        yield "adds to a component that another file describes"
+    elif str(parent.get("_target_")).split(".")[-1] in LOADERS and name not in SPECIAL | LOADING:
+        yield f"is no argument of {parent['_target_']} that is accepted"
+    elif name == "allow_pickle":
+        yield "lets files run code"
+    elif name == "_target_":
         if not allowed.target(value):
             yield f"_target_ {_short(value)} is not on the list of allowed names"
     elif name == "_mode_":
-        ours = key == name and str(parent.get("_target_")).startswith("scripts.")
+        ours = str(parent.get("_target_")).startswith("scripts.")
         if value != "default" and not (value == "callable" and ours):
             yield f"_mode_ {_short(value)} is neither default nor, for a name of scripts, callable"
     elif name.startswith("_") and name not in SPECIAL:

@@ -11,6 +11,7 @@ from .allowed import ATTRIBUTES, BUILTINS, IMPORTS, METHODS, AllowList
 
 REFERENCES = "__local_refs"  # MONAI writes `@id` as __local_refs['id'] before it evaluates
 MAX_LENGTH = 2000
+ONCE = "scripts.distributed.once"  # calls its first argument
 PLAIN = (
     ast.Expression,
     ast.Constant,
@@ -83,6 +84,8 @@ def _node_problems(node: ast.AST, allowed: AllowList, called: bool = False) -> I
     """Judge a node and what is below it; `called` tells whether it is the function of a call."""
     if isinstance(node, ast.Call):
         yield from _node_problems(node.func, allowed, called=True)
+        if ast.unparse(node.func) == ONCE and not (node.args and _is_dotted(node.args[0])):
+            yield f"{ONCE} calls something without a name"
         for child in (*node.args, *node.keywords):
             yield from _node_problems(child, allowed)
     elif isinstance(node, ast.Attribute):
@@ -107,7 +110,7 @@ def _node_problems(node: ast.AST, allowed: AllowList, called: bool = False) -> I
 
 def _attribute_problems(node: ast.Attribute, allowed: AllowList, called: bool) -> Iterator[str]:
     dotted = ast.unparse(node)
-    if all(part.isidentifier() for part in dotted.split(".")):
+    if _is_dotted(node):
         if dotted not in allowed:
             yield f"uses {dotted}"
         return
@@ -116,6 +119,10 @@ def _attribute_problems(node: ast.Attribute, allowed: AllowList, called: bool) -
     if isinstance(node.value, ast.Constant):
         yield "takes an attribute of a plain value"
     yield from _node_problems(node.value, allowed)
+
+
+def _is_dotted(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and all(part.isidentifier() for part in ast.unparse(node).split("."))
 
 
 def _is_reference(node: ast.AST) -> bool:

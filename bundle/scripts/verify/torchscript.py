@@ -26,6 +26,7 @@ from .weights import weights_problems
 HELPERS = "torch.jit._pickle"  # type tags and typed lists
 HOLDERS = {"data": True, "constants": True, "traced_inputs": False}  # pickles, and whether each has to be there
 REFUSED_OPERATORS = {"from_file", "save", "load", "manual_seed", "read_file", "write_file", "Print", "open"}
+ROOTS = {"torch", "ops"}
 NAMESPACES = {"aten", "prim", "quantized"}
 OPCODES = PLAIN_OPCODES | {"NEWOBJ"}  # modules; only our stand-in is ever built
 
@@ -112,7 +113,14 @@ def code_problems(source: bytes) -> Iterator[str]:
     Yields:
         One message for each operator that is refused.
     """
-    for node in ast.walk(ast.parse(source)):
+    text = source.decode("utf-8")
+    if not text.isascii() or "\r" in text:  # torch and Python would not read the same lines
+        yield "its code has characters that torch.jit.save does not write"
+    tree = ast.parse(text)
+    called = {id(base) for node in ast.walk(tree) if isinstance(node, ast.Call) for base in _bases(node.func)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in ROOTS and id(node) not in called:
+            yield f"its code uses the name {node.id} for something else than a call"
         if not isinstance(node, ast.Attribute):
             continue
         name = ast.unparse(node)
@@ -120,6 +128,15 @@ def code_problems(source: bytes) -> Iterator[str]:
         outside = parts[0] == "ops" and len(parts) > 2 and parts[1] not in NAMESPACES
         if outside or (parts[0] in ("ops", "torch") and parts[-1] in REFUSED_OPERATORS):
             yield f"its code uses the operator {name}"
+
+
+def _bases(function: ast.expr) -> Iterator[ast.expr]:
+    """The name at the root of a dotted function."""
+    dotted = isinstance(function, ast.Attribute)
+    while isinstance(function, ast.Attribute):
+        function = function.value
+    if dotted:
+        yield function
 
 
 class _Object:
