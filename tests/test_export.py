@@ -148,11 +148,14 @@ class TestRefusals:
 
     @pytest.mark.parametrize("form", KINDS)
     def test_missing_and_broken_files(self, form, tmp_path):
+        broken = tmp_path / f"broken{KINDS[form].suffix}"
         with pytest.raises(FileNotFoundError, match="Write it with `nny export`"):
-            KINDS[form](tmp_path / "nothing")
-        (tmp_path / "broken").write_bytes(b"PK\x03\x04 not a network")
-        with pytest.raises(ValueError, match=r"broken is not (TorchScript|ONNX)"):
-            KINDS[form](tmp_path / "broken")
+            KINDS[form](broken)
+        broken.write_bytes(b"PK\x03\x04 not a network")
+        with pytest.raises(ValueError, match=r"broken\.\w+ is not (TorchScript|ONNX)"):
+            KINDS[form](broken)
+        with pytest.raises(ValueError, match=r"picture\.png is not named \*\."):
+            KINDS[form](tmp_path / "picture.png")
 
     def test_file_that_does_not_say_what_it_takes(self, network, tmp_path):
         torch.jit.save(to_torchscript(network, examples("mednext_s", network)), str(tmp_path / "model.ts"))

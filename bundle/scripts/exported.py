@@ -14,9 +14,13 @@ __all__ = ["Autocast", "OnnxNetwork", "TensorRTNetwork", "TorchScriptNetwork"]
 class _Exported(nn.Module):
     """Takes what `YNet` takes: an image `(B, C, *window)` and maybe clinical variables `(B, F)` or `(1, F)`."""
 
+    suffix: str
+
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         self.path = Path(path)
+        if self.path.suffix != self.suffix:  # `nny verify` judges files by it
+            raise ValueError(f"{self.path} is not named *{self.suffix}; give the file that `nny export` wrote.")
         if not self.path.is_file():
             raise FileNotFoundError(
                 f"There is no {self.path}. Write it with `nny export`, or say where it is (--exported <file>)."
@@ -55,6 +59,8 @@ class TorchScriptNetwork(_Exported):
         FileNotFoundError: no such file.
         ValueError: it is no TorchScript, or takes inputs that nothing is said about.
     """
+
+    suffix = ".ts"
 
     def __init__(self, path: str | Path, device: str | torch.device = "cpu") -> None:
         super().__init__(path)
@@ -106,6 +112,8 @@ class OnnxNetwork(_Exported):
         RuntimeError: onnxruntime is not installed.
         ValueError: it is no ONNX, or this onnxruntime cannot use the device.
     """
+
+    suffix = ".onnx"
 
     def __init__(self, path: str | Path, device: str | torch.device = "cpu") -> None:
         super().__init__(path)
