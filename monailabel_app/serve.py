@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import fire
@@ -96,10 +97,9 @@ def serve(
     server.ready = (
         f"Ready. 3D Slicer: give {address} to the MONAI Label module. Browser: {page}. Ctrl+C stops the server."
     )
-    try:
+    with suppress(KeyboardInterrupt):  # raised again once the server has ended, unless the shell ignores Ctrl+C
         server.run(sockets=[listener])
-    except KeyboardInterrupt:
-        print("Stopped.", flush=True)
+    print("Stopped.", flush=True)
 
 
 def images_folder(studies: str) -> Path:
