@@ -19,7 +19,7 @@ class _Exported(nn.Module):
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         self.path = Path(path)
-        if self.path.suffix != self.suffix:  # `nny verify` judges files by it
+        if not self.path.name.endswith((self.suffix, f"{self.suffix}.part")):  # `nny verify` judges files by it
             raise ValueError(f"{self.path} is not named *{self.suffix}; give the file that `nny export` wrote.")
         if not self.path.is_file():
             raise FileNotFoundError(
