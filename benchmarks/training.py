@@ -108,7 +108,9 @@ def train_and_score(name: str, network: str, args: argparse.Namespace) -> dict:
     if row_file.is_file():
         return json.loads(row_file.read_text())
     step, steps = seconds_per_step(task, network, args)
-    epochs = max(2, round(args.minutes * 60 / (step * steps)))
+    epochs = int(args.minutes * 60 / (step * steps))
+    if epochs < 2:
+        raise SystemExit(f"{name}, {network}: two epochs take {2 * step * steps / 60:.1f} minutes; give more --minutes.")
     options = settings(task, network, args) | {"epochs": epochs, "val_interval": epochs, "validate::dataset::data": ONE}
     workflows.train(str(REAL_DATA / task.data), str(run), overlays(task, network), **options)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -121,6 +123,7 @@ def train_and_score(name: str, network: str, args: argparse.Namespace) -> dict:
         "Dice": total["dice"]["mean"],
         "HD95 (voxels)": total["hd95"]["mean"] / task.voxel,
         "epochs": epochs,
+        "minutes": epochs * steps * step / 60,
         "first loss": losses.iloc[0],
         "last loss": losses.iloc[-1],
         "s per step": step,

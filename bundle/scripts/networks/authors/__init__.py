@@ -51,7 +51,7 @@ def build(official_class: str, **arguments: object) -> YNet:
             raise
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise ValueError(f"{official_class}({given}): {error}") from error
-    return plain(network) if family.__name__.endswith(MAGNIFY_ROUNDING) else network
+    return plain(network) if family.__name__.rpartition(".")[2] in MAGNIFY_ROUNDING else network
 
 
 def load(network: YNet, state_dict: Mapping[str, Tensor], official_class: str) -> dict[str, str]:
