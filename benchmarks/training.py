@@ -110,7 +110,7 @@ def train_and_score(name: str, network: str, args: argparse.Namespace) -> dict:
     step, steps = seconds_per_step(task, network, args)
     epochs = int(args.minutes * 60 / (step * steps))
     if epochs < 2:
-        raise SystemExit(f"{name}, {network}: two epochs take {2 * step * steps / 60:.1f} minutes; give more --minutes.")
+        raise SystemExit(f"{name}, {network}: two epochs take {step * steps / 30:.1f} minutes; give more --minutes.")
     options = settings(task, network, args) | {"epochs": epochs, "val_interval": epochs, "validate::dataset::data": ONE}
     workflows.train(str(REAL_DATA / task.data), str(run), overlays(task, network), **options)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
