@@ -184,18 +184,26 @@ def test_clinical_scaling_is_fitted_on_the_training_patients_alone(data, tmp_pat
 
 
 def test_large_kernels_start_from_small_ones(data, tmp_path):
-    """UpKern: the first epoch of the enlarged network goes on where the small one stopped."""
+    """UpKern in one command: trains kernels of 3, and the first epoch of the enlarged network goes on from there."""
     channels = {f"network_def::{part}::channels": [4, 8] for part in ("encoder", "decoder")}
     blocks = {f"network_def::{part}::blocks": 1 for part in ("encoder", "decoder")}
-    options = {"bottleneck_channels": 8, **channels, **blocks, "val_interval": 8}
+    options = {"bottleneck_channels": 8, **channels, **blocks, "val_interval": 5, "epochs": 5}
     overlays = f"{tiny_overlay(tmp_path)},network_mednext_s,fusion_none"
-    workflows.train(str(data), str(tmp_path / "k3"), overlays, epochs=8, **options)
-    source = {"upkern_source": str(tmp_path / "k3" / "model.pt")}
-    workflows.train(str(data), str(tmp_path / "k5"), f"{overlays},start_upkern", epochs=1, **source, **options)
-    workflows.train(str(data), str(tmp_path / "random"), overlays, epochs=1, kernel_size=5, **options)
-    assert torch.load(tmp_path / "k5" / "model.pt")["encoder.stages.0.0.conv1.weight"].shape[2:] == (5, 5, 5)
-    enlarged, random = (float(read_log(tmp_path / run / "log.csv")[0]["train_loss"]) for run in ("k5", "random"))
-    assert enlarged < 0.7 * random
+    both = tmp_path / "both"
+    workflows.train(str(data), str(both), f"{overlays},start_upkern", **options)
+    small, large = (read_log(run / "log.csv") for run in (both / "k3", both))
+    assert len(small) == len(large) == 5
+    weights = {run: torch.load(both / run / "model.pt")["encoder.stages.0.0.conv1.weight"] for run in ("k3", ".")}
+    assert [tuple(w.shape[2:]) for w in weights.values()] == [(3, 3, 3), (5, 5, 5)]
+    again = (both / "k3" / "model.pt").stat().st_mtime_ns
+    source = {"upkern_source": str(both / "k3" / "model.pt")}
+    workflows.train(str(data), str(tmp_path / "k5"), f"{overlays},start_upkern", **options | source | {"epochs": 1})
+    assert not (tmp_path / "k5" / "k3").exists()
+    assert (both / "k3" / "model.pt").stat().st_mtime_ns == again
+    workflows.train(str(data), str(tmp_path / "random"), overlays, kernel_size=5, **options | {"epochs": 1})
+    given, random = (float(read_log(tmp_path / run / "log.csv")[0]["train_loss"]) for run in ("k5", "random"))
+    assert given < 0.7 * random
+    assert float(large[0]["train_loss"]) < 0.7 * random
 
 
 def test_clinical_values_reach_the_network(run, data, tmp_path):

@@ -178,11 +178,13 @@ def test_minutes_become_epochs(place, monkeypatch):
     monkeypatch.setattr(running, "seconds_per_step", lambda config: 0.5)
     epochs = running.epochs_for([str(place / "tiny.yaml")], str(place / "data"), 1.0, {"fold": 0, "batch_size": 2})
     assert epochs == 60 / (0.5 * 4)  # 8 cases to train on
-    assert running.epochs_for([str(place / "tiny.yaml")], str(place / "data"), 0.001, {}) == 1
+    with pytest.raises(ValueError, match="One epoch takes 0.033 minutes, and 0.001 are the budget"):
+        running.epochs_for([str(place / "tiny.yaml")], str(place / "data"), 0.001, {})
 
 
 def test_a_step_and_multiply_accumulates_are_measured_on_the_network(place):
-    config = running.merged([str(place / "tiny.yaml"), str(place / "small_unet.yaml"), "fusion_none"], {"fold": 0})
+    overlays = [str(place / "tiny.yaml"), str(place / "small_unet.yaml"), "fusion_none"]
+    config = running.merged(overlays, {"fold": 0, "dataset_dir": str(place / "data")})
     config |= {"device": "$torch.device('cpu')", "network_def": {"_target_": "torch.nn.Conv3d", "in_channels": 1}}
     config["network_def"] |= {"out_channels": 2, "kernel_size": 3, "padding": 1}
     assert macs(config) == pytest.approx(2 * 27 * 24**3 / 1e9)

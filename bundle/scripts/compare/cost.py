@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,9 @@ def macs(config: Mapping[str, Any]) -> float | None:
 
 
 def seconds_per_step(config: Mapping[str, Any], *, rounds: int = 3) -> float:
-    """Median time of forward, loss and backward on random images of a run's patch and batch.
+    """Median time of a step as training makes it: crops of cached cases, augmentation, forward, loss, backward, update.
+
+    Where processes of their own load (``num_workers``), loading does not count.
 
     Args:
         config: merged training configuration.
@@ -88,17 +91,33 @@ def seconds_per_step(config: Mapping[str, Any], *, rounds: int = 3) -> float:
 
     Returns:
         Seconds.
+
+    Raises:
+        ValueError: fewer training cases than one batch.
     """
+    cases = _parser(config).get_parsed_content("train::dataset::data")
     parser = _parser(config)
     get = parser.get_parsed_content
-    network, loss, device = get("network").train(), get("train::loss"), get("device")
-    patch = network_patch(get("patch_size"), get("spatial_dims"))
-    image = torch.randn(get("batch_size") * get("crops_per_case"), get("in_channels"), *patch, device=device)
-    label = torch.randint(0, get("out_channels"), (len(image), 1, *patch), device=device)
-    times = []
-    for _ in range(rounds + 1):
+    batch_size, waits = get("batch_size"), get("num_workers") == 0
+    if len(cases) < batch_size:
+        raise ValueError(f"{len(cases)} training cases are less than a batch of {batch_size}; give a smaller one.")
+    parser.update({"train::dataset::data": list(cases[: (rounds + 1) * batch_size]), "num_workers": 0})
+    network, loss, optimizer = get("network").train(), get("train::loss"), get("train::optimizer")
+    loader, prepare, device = get("train::dataloader"), get("prepare_batch"), get("device")
+    times: list[float] = []
+    batches = chain.from_iterable(repeat(loader))
+    while len(times) <= rounds:
         begin = time.perf_counter()
-        loss(network(image), label).backward()
+        batch = next(batches)
+        if not waits:
+            begin = time.perf_counter()
+        image, label, *more = prepare(batch, device)
+        arguments, named = more or ((), {})
+        with torch.autocast(device.type, enabled=bool(get("amp")), **get("amp_kwargs")):
+            value = loss(network(image, *arguments, **named), label)
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - begin)

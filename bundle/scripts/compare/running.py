@@ -6,9 +6,10 @@ import json
 import multiprocessing
 import re
 import resource
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,21 +111,30 @@ def run_jobs(
         raise ValueError(f"The budget is {epochs or minutes}; expected a positive number.")
     terms = {"dataset": str(dataset_dir), "epochs": epochs, "minutes": minutes, "settings": settings}
     _keep_terms(output / TERMS, terms)
-    failed = {}
-    bar = tqdm(jobs, desc="runs")
-    for job in bar:
+    failed: dict[str, str] = {}
+    counts = {}  # all before the first training, so that the machine is as busy for each
+    for job in tqdm(jobs, desc="epochs that fit", disable=minutes is None):
+        with _noted(job, failed):
+            counts[job] = epochs or _epochs(job, dataset_dir, output, float(minutes or 0), settings)
+    bar = tqdm(counts.items(), desc="runs")
+    for job, count in bar:
         bar.set_postfix_str(job.folder.name)
-        if (job.folder / NOTE).is_file():
-            continue
-        try:
-            count = epochs or _epochs(job, dataset_dir, output, float(minutes or 0), settings)
-            alone(make_run, job, dataset_dir, count, settings)
-        except (ValueError, TypeError, OSError, RuntimeError) as error:
-            failed[job.folder.name] = f"{type(error).__name__}: {error}"
-            tqdm.write(f"{job.folder.name} failed: {error}")
+        if not (job.folder / NOTE).is_file():
+            with _noted(job, failed):
+                alone(make_run, job, dataset_dir, count, settings)
     if len(failed) == len(jobs):
         raise RuntimeError(f"Not one of {len(jobs)} runs could be finished. The first: {next(iter(failed.values()))}")
     return failed
+
+
+@contextmanager
+def _noted(job: Job, failed: dict[str, str]) -> Iterator[None]:
+    """Write a run's failure down, so that the others go on."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        failed[job.folder.name] = f"{type(error).__name__}: {error}"
+        tqdm.write(f"{job.folder.name} failed: {error}")
 
 
 def make_run(job: Job, dataset_dir: str, epochs: int, settings: Mapping[str, Any]) -> None:
@@ -176,7 +186,7 @@ def _epochs(job: Job, dataset_dir: str, output: Path, minutes: float, settings: 
 
 
 def epochs_for(overlays: Sequence[str], dataset_dir: str, minutes: float, settings: Mapping[str, Any]) -> int:
-    """Epochs whose training steps take the given time, at least one; a step is timed on random images.
+    """Epochs whose training steps take the given time.
 
     Args:
         overlays: of the variant.
@@ -186,10 +196,16 @@ def epochs_for(overlays: Sequence[str], dataset_dir: str, minutes: float, settin
 
     Returns:
         Whole number of epochs.
+
+    Raises:
+        ValueError: not a single epoch fits.
     """
     config = merged(overlays, settings | {"dataset_dir": dataset_dir})
     steps = max(1, len(part(dataset_dir, int(config["fold"]), "training")) // int(config["batch_size"]))
-    return max(1, int(minutes * 60 / (seconds_per_step(config) * steps)))
+    epoch = seconds_per_step(config) * steps / 60
+    if epoch > minutes:
+        raise ValueError(f"One epoch takes {epoch:.2g} minutes, and {minutes:g} are the budget; give more --minutes.")
+    return int(minutes / epoch)
 
 
 def merged(overlays: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
