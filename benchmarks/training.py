@@ -4,7 +4,7 @@ Three comparisons as `nny compare` makes them: cardiac cine MR slice by slice (2
 atrium (3D). The weights of the last epoch count, so nothing is chosen on the held-out patients. Needs REAL_DATA_DIR;
 finished runs are kept, so an interrupted benchmark goes on where it stopped.
 
-    OMP_NUM_THREADS=1 PYTHONPATH=bundle python benchmarks/training.py --minutes 6
+    OMP_NUM_THREADS=1 PYTHONPATH=bundle python benchmarks/training.py --minutes 5
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TASKS = {
         "dataset": "acdc",
         "overlays": "dataset_acdc",
         "networks": "swin_next_small,unetr_pp+{flat},mednext_s,unet",
-        "patch_size": [128, 128, 16],
+        "patch_size": [96, 96, 16],
     },
     "left_atrium": {
         "dataset": "left_atrium",
@@ -49,7 +49,7 @@ def main() -> None:
     """Run the comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("work/training"), help="folder of the comparisons")
-    parser.add_argument("--minutes", type=float, default=6, help="training of each run (default %(default)s)")
+    parser.add_argument("--minutes", type=float, default=5, help="training of each run (default %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     args = parser.parse_args()
