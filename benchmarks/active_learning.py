@@ -41,8 +41,8 @@ UNSCORED = {"random", "first"}
 class Settings:
     """What results of one folder have in common."""
 
-    spacing: float = 3.5  # mm
-    steps: int = 250
+    spacing: float = 4.0  # mm
+    steps: int = 600
     batch: int = 2
     learning_rate: float = 0.004
     dropout: float = 0.1
