@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import yaml
-from networks.test_contract import TINY
+from networks.tiny import TINY
 from scripts import workflows
 from scripts.release import release
 

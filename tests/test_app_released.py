@@ -48,6 +48,15 @@ def test_configuration_that_runs_code_is_refused(root, tmp_path):  # noqa: F811
     assert not list((tmp_path / "bundles").iterdir())
 
 
+def test_bundle_of_another_version_names_what_there_is(root, tmp_path):  # noqa: F811
+    """This program uses its own code; the command that is named has the option that is named."""
+    path = root / "scripts" / "inferers.py"
+    path.write_text(f"{path.read_text()}\n# newer\n")
+    resum(root)
+    with pytest.raises(ValueError, match=r"use the nny 0\.1\.0, or .* try it with `nny verify … --trust_code`"):
+        find_source("newer", str(root), tmp_path / "bundles")
+
+
 def test_changed_file_is_refused(root, tmp_path):  # noqa: F811
     (root / "models" / "model.pt").open("ab").write(b"more")
     with pytest.raises(ValueError, match=r"model\.pt: was changed"):

@@ -97,7 +97,8 @@ def test_every_dataset_serves_networks_of_slices_and_of_volumes(dataset, dims):
     assert list(workflow.inferer.roi_size) == patch[:dims]
     classes = len(workflow.parser["labels"])
     with torch.no_grad():
-        logits = workflow.inferer(torch.zeros(1, 1, 40, 40, 5), workflow.network_def.eval())
+        image = torch.zeros(1, workflow.parser["in_channels"], 40, 40, 5)
+        logits = workflow.inferer(image, workflow.network_def.eval())
     assert logits.shape == (1, classes, 40, 40, 5)
 
 

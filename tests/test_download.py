@@ -1,5 +1,6 @@
 """Fetching a released bundle: from a server, a path, a clone; whole and unchanged, or nothing at all."""
 
+import contextlib
 import hashlib
 import http.server
 import shutil
@@ -18,6 +19,8 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
     def do_GET(self):
+        if self.path == "/endless.zip":
+            return self.send_without_end()
         if not self.path.startswith("/cut/"):
             return super().do_GET()
         content = (Path(self.directory) / self.path.removeprefix("/cut/")).read_bytes()
@@ -25,6 +28,13 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content[: len(content) // 2])
+
+    def send_without_end(self):
+        self.send_response(200)  # nothing says how much will come
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(bytes(2**16))
 
 
 @pytest.fixture
@@ -122,6 +132,16 @@ def test_broken_connection_and_wrong_address(server, tmp_path):
     for path in (f"cut/{zipped.name}", "absent.zip"):
         with pytest.raises(FileNotFoundError, match=r"cannot be fetched completely .*; try again"):
             download(f"{address}/{path}", str(tmp_path / "out"))
+        assert not (tmp_path / "out").exists()
+
+
+def test_more_than_fits(server, tmp_path):
+    """An announced size, one that nobody announced, and that of a file on this machine."""
+    address, folder = server
+    (zipped,) = folder.iterdir()
+    for source in (f"{address}/{zipped.name}", f"{address}/endless.zip", str(zipped)):
+        with pytest.raises(ValueError, match="more than 1e-06 GiB; if you expect that, give more --max_gb"):
+            download(source, str(tmp_path / "out"), max_gb=1e-6)
         assert not (tmp_path / "out").exists()
 
 

@@ -3,6 +3,7 @@
 import pytest
 from scripts.clinical import ClinicalSchema
 from scripts.fine_tuning import keep_statistics
+from scripts.runs import fit_clinical
 from support import CONFIGS
 
 SCHEMA = ClinicalSchema.from_yaml(CONFIGS / "clinical_hcc_tace.yaml", columns=["age"])
@@ -43,3 +44,12 @@ def test_scaling_that_is_no_json(root):
     with pytest.raises(ValueError, match="Expecting property name"):
         keep_statistics(SCHEMA, str(root), str(root / "clinical.json"))
     assert not (root / "clinical.json").exists()
+
+
+def test_scaling_goes_to_a_file_of_its_name_alone(root):
+    """A configuration of strangers names the file; a start-up file of the shell would run what it holds."""
+    with pytest.raises(ValueError, match=r"goes to .*\.bashrc; expected clinical\.json in the run's folder"):
+        keep_statistics(SCHEMA, str(root), str(root / ".bashrc"))
+    with pytest.raises(ValueError, match="expected clinical"):
+        fit_clinical(SCHEMA, str(root / "table.csv"), False, str(root / ".bashrc"), str(root), 0)
+    assert not (root / ".bashrc").exists()

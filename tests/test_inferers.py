@@ -61,3 +61,72 @@ def test_window_of_two_axes_on_an_image_of_two_axes():
     inferer = ClinicalSlidingWindowInferer(roi_size=(8, 8), sw_batch_size=2)
     image = torch.rand(1, 1, 20, 12)
     torch.testing.assert_close(inferer(image, by_slice, clinical=torch.zeros(1, 2))[:, :1], image)
+
+
+class TestFlips:
+    """Mirrored passes are turned back: equivariant networks see no difference, others become the mean of themselves."""
+
+    AXES = [(0,), (1,), (0, 1)]
+
+    @staticmethod
+    def convolution(spatial_dims, kernel):
+        network = (torch.nn.Conv2d if spatial_dims == 2 else torch.nn.Conv3d)(1, 2, 3, padding=1, bias=False)
+        with torch.no_grad():
+            network.weight.copy_(kernel)
+        return network.eval()
+
+    @staticmethod
+    def mean_kernel(kernel, axes):
+        """What a convolution is whose passes over all flips are averaged: flipping the image flips the kernel."""
+        for axis in axes:
+            kernel = (kernel + kernel.flip(axis + 2)) / 2
+        return kernel
+
+    @pytest.mark.parametrize("axes", [*AXES, (2,), (0, 1, 2), (2, 0)])
+    def test_volumes(self, axes):
+        kernel, image = torch.rand(2, 1, 3, 3, 3), torch.rand(1, 1, 9, 7, 8)
+        inferer = ClinicalSlidingWindowInferer(roi_size=(9, 7, 8), flip_axes=axes)
+        with torch.no_grad():
+            found = inferer(image, self.convolution(3, kernel))
+            torch.testing.assert_close(found, self.convolution(3, self.mean_kernel(kernel, axes))(image))
+            assert not torch.allclose(found, self.convolution(3, kernel)(image), atol=1e-3)
+            even = self.convolution(3, self.mean_kernel(kernel, axes))
+            torch.testing.assert_close(inferer(image, even), even(image))
+
+    @pytest.mark.parametrize("axes", AXES)
+    @pytest.mark.parametrize("depth", [None, 3])
+    def test_slices(self, axes, depth):
+        kernel = torch.rand(2, 1, 3, 3)
+        image = torch.rand(1, 1, 9, 7, *([depth] if depth else []))
+        inferer = ClinicalSlidingWindowInferer(roi_size=(9, 7), sw_batch_size=2, flip_axes=axes)
+        odd, mean = self.convolution(2, kernel), self.convolution(2, self.mean_kernel(kernel, axes))
+        with torch.no_grad():
+            found = inferer(image, odd)
+            planes = [image[..., k] for k in range(depth)] if depth else [image]
+            expected = [mean(plane) for plane in planes]
+            torch.testing.assert_close(found, torch.stack(expected, -1) if depth else expected[0])
+
+    def test_every_view_is_seen_once_with_its_clinical_row(self):
+        image, row, seen = torch.rand(1, 1, 8, 8, 8), torch.tensor([[1.0, 2.0]]), []
+
+        def network(windows, clinical):
+            seen.append(windows[0, 0])
+            return add_clinical(windows, clinical)
+
+        found = ClinicalSlidingWindowInferer(roi_size=(8, 8, 8), flip_axes=(0, 2))(image, network, clinical=row)
+        torch.testing.assert_close(found, image + 3)
+        own = image[0, 0]
+        views = [own, own.flip(0), own.flip(2), own.flip(0, 2)]
+        assert len(seen) == 4
+        assert all(any(torch.equal(view, other) for other in seen) for view in views)
+
+    @pytest.mark.parametrize(("size", "shape", "axes"), [((8, 8), (8, 8, 3), (2,)), ((8, 8, 8), (8, 8, 8), (3,))])
+    def test_axes_that_the_network_does_not_see(self, size, shape, axes):
+        inferer = ClinicalSlidingWindowInferer(roi_size=size, flip_axes=axes)
+        with pytest.raises(ValueError, match="the network sees . axes of the image"):
+            inferer(torch.rand(1, 1, *shape), torch.nn.Identity())
+
+    def test_windows_that_meet_unevenly(self):
+        image = torch.rand(1, 1, 20, 12, 9)
+        inferer = ClinicalSlidingWindowInferer(roi_size=(8, 8, 8), overlap=0.5, mode="gaussian", flip_axes=(0, 1, 2))
+        torch.testing.assert_close(inferer(image, lambda windows: 2 * windows), 2 * image)

@@ -176,8 +176,9 @@ def test_clinical_scaling_is_fitted_on_the_training_patients_alone(data, tmp_pat
         table = tmp_path / "table.csv"
         changed = text.replace("ball_05,55,2", row)
         table.write_text(changed.replace("ball_06,56,1", "ball_06,99,2") if name == "training" else changed)
-        fit_clinical(schema, str(table), True, str(tmp_path / f"{name}.json"), str(data), 0)
-        fitted.append((tmp_path / f"{name}.json").read_text())
+        statistics = tmp_path / name / "clinical.json"
+        fit_clinical(schema, str(table), True, str(statistics), str(data), 0)
+        fitted.append(statistics.read_text())
     own, held_out, training = fitted
     assert own == held_out
     assert own != training

@@ -12,9 +12,11 @@ def main() -> None:
     """Run one command; bad input ends in a message instead of a traceback, which NNY_TRACE=1 shows."""
     from scripts import catalogue, clinical, imputation, workflows
     from scripts.compare import compare
+    from scripts.crossval import crossval, score
     from scripts.download import download
     from scripts.export import export
     from scripts.networks import authors, upkern_checkpoint
+    from scripts.plan.command import plan
     from scripts.prepare.commands import COMMANDS as PREPARE
     from scripts.prepare.phantom import write_phantom_cohort
     from scripts.release import release
@@ -26,11 +28,14 @@ def main() -> None:
         "demo": workflows.demo,
         "phantom": write_phantom_cohort,
         "prepare": PREPARE,
+        "plan": plan,
         "clinical": {"check": clinical.check, "quality": imputation.quality},
         "train": workflows.train,
         "evaluate": workflows.evaluate,
         "infer": workflows.infer,
         "report": report,
+        "crossval": crossval,
+        "score": score,
         "compare": compare,
         "track": track,
         "release": release,

@@ -1,9 +1,9 @@
-"""Training in several processes, one for each GPU (or, with gloo, on CPUs), as `torchrun` starts them."""
+"""Training and evaluation in several processes, one for each GPU (or, with gloo, on CPUs), started by `torchrun`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ignite.distributed as idist
@@ -71,6 +71,39 @@ def once(function: Callable[..., Any], *args: Any) -> Any:
     result = None if follows() else function(*args)
     idist.barrier()
     return result
+
+
+def share(cases: Sequence[Any]) -> list[Any]:
+    """The cases of this process: every n-th one, so that each is there once, also where they cannot be dealt evenly.
+
+    Args:
+        cases: all cases, in the same order in every process.
+
+    Returns:
+        At least one case.
+
+    Raises:
+        ValueError: fewer cases than processes.
+    """
+    if len(cases) < processes():
+        raise ValueError(f"There are {len(cases)} cases for {processes()} processes; start at most {len(cases)}.")
+    return list(cases[rank() :: processes()])
+
+
+def gathered(own: list[Any]) -> list[Any]:
+    """What every process found for its cases, in the order of the cases before `share`; all processes must call it.
+
+    Args:
+        own: one plain value for each case of this process.
+
+    Returns:
+        The values of all processes, the same in each; in a process that was started alone its own.
+    """
+    if idist.get_world_size() < 2:
+        return own
+    parts: list[Any] = [None] * idist.get_world_size()
+    distributed.all_gather_object(parts, own)
+    return [part[k] for k in range(max(map(len, parts))) for part in parts if k < len(part)]
 
 
 def parallel(network: nn.Module) -> DistributedDataParallel:

@@ -7,31 +7,43 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import nibabel as nib
 import numpy as np
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
+from scripts.distributed import gathered
 from scripts.files import replacing
 from scripts.metrics import case_metrics, write_evaluation
+from scripts.regions import Regions, region_metrics
 
 
 class CaseScores:
     """Handler that scores each case on the grid of its source and writes the evaluation when all are done.
+
+    Of several processes each scores its own cases, and the first one writes them all.
 
     Args:
         folder: where ``per_case.csv`` and ``summary.json`` go.
         labels: class names, background first.
         surface_tolerance: distance in mm up to which surfaces agree, for the surface Dice.
         spacing_known: False when the files carry no true spacing; distances are then in voxels.
+        regions: name to label values of overlapping regions, which are scored in place of the classes; none: classes.
     """
 
     def __init__(
-        self, *, folder: str, labels: Sequence[str], surface_tolerance: float, spacing_known: bool = True
+        self,
+        *,
+        folder: str,
+        labels: Sequence[str],
+        surface_tolerance: float,
+        spacing_known: bool = True,
+        regions: Regions | None = None,
     ) -> None:
-        self.folder, self.labels = Path(folder), dict(enumerate(labels))
+        self.folder, self.labels, self.regions = Path(folder), dict(enumerate(labels)), dict(regions or {})
         self.settings = {"surface_tolerance_mm": surface_tolerance, "spacing_known": spacing_known}
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[list[dict[str, Any]]] = []  # of each case
         self.cases: list[dict[str, str]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -50,19 +62,24 @@ class CaseScores:
             check_grid(output["pred"], reference, case)
             self.cases.append({"case_id": case["case_id"], "image": case["file"], "label": case["reference"]})
             spacing = [float(size) for size in reference.header.get_zooms()[: len(reference.shape)]]
-            self.rows += case_metrics(
+            metrics, what = (region_metrics, self.regions) if self.regions else (case_metrics, self.labels)
+            scores = metrics(
                 np.asarray(output["pred"][0]),
                 np.asanyarray(reference.dataobj),
                 spacing,
-                self.labels,
+                what,
                 self.settings["surface_tolerance_mm"],
                 case["case_id"],
             )
+            self.rows.append(scores)
 
     def _write(self, engine: Engine) -> None:
-        summary = write_evaluation(self.rows, self.folder, self.settings)
+        rows, cases = gathered(self.rows), gathered(self.cases)
+        if idist.get_rank():
+            return
+        summary = write_evaluation([row for case in rows for row in case], self.folder, self.settings)
         with replacing(self.folder / "datalist.json") as part:
-            part.write_text(json.dumps({"validation": self.cases}, indent=1))
+            part.write_text(json.dumps({"validation": cases}, indent=1))
         engine.state.metrics["mean_dice"] = summary["total"]["dice"]["mean"]
 
 

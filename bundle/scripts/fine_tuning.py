@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scripts.clinical import ClinicalSchema
 from scripts.files import replacing
+from scripts.runs import check_name
 
 
 def keep_statistics(schema: ClinicalSchema | None, bundle_root: str, statistics: str) -> None:
@@ -15,14 +16,15 @@ def keep_statistics(schema: ClinicalSchema | None, bundle_root: str, statistics:
     Args:
         schema: the clinical schema; None for images alone, and nothing is done.
         bundle_root: folder of the bundle, with ``models/clinical.json``.
-        statistics: where the run keeps its scaling; one that is there stays.
+        statistics: where the run keeps its scaling, a file ``clinical.json``; one that is there stays.
 
     Raises:
         FileNotFoundError: the bundle has no clinical scaling.
-        ValueError: it is not JSON.
+        ValueError: it is not JSON, or is to get another name.
     """
     if schema is None or Path(statistics).is_file():
         return
+    check_name(statistics)
     known = Path(bundle_root) / "models" / "clinical.json"
     if not known.is_file():
         raise FileNotFoundError(f"{known} is missing: the weights beside it need the clinical scaling they were given.")

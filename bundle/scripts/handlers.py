@@ -165,6 +165,9 @@ class TrainingLog:
         class_metric: name of its per-class metric, a tensor of one value per foreground class.
         classes: names of the foreground classes, in order.
         optimizer: whose first group's learning rate is written.
+
+    Raises:
+        ValueError: another kind of file, which a configuration may name by mistake or by intent.
     """
 
     def __init__(
@@ -177,6 +180,8 @@ class TrainingLog:
         classes: Sequence[str],
         optimizer: torch.optim.Optimizer,
     ) -> None:
+        if Path(path).suffix != ".csv":
+            raise ValueError(f"The training log is {path!r}; expected a .csv file in the run's folder.")
         self.path, self.validator, self.optimizer = Path(path), validator, optimizer
         self.key_metric, self.class_metric, self.classes = key_metric, class_metric, list(classes)
         self.columns = ["epoch", "train_loss", "val_dice", *(f"val_dice_{name}" for name in self.classes)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ class ClinicalSlidingWindowInferer(SlidingWindowInferer):
 
     Args:
         *args: as `monai.inferers.SlidingWindowInferer`.
+        flip_axes: spatial axes over which the image is also seen mirrored, each alone and all together: ``2 ** n``
+            passes, whose logits are turned back and averaged (test-time augmentation). Those that the network was
+            trained with mirrored; none by default.
         **kwargs: as `monai.inferers.SlidingWindowInferer`.
 
     Example:
@@ -29,6 +33,10 @@ class ClinicalSlidingWindowInferer(SlidingWindowInferer):
         >>> inferer(torch.zeros(1, 1, 12, 10, 5), torch.nn.Conv2d(1, 3, 1)).shape
         torch.Size([1, 3, 12, 10, 5])
     """
+
+    def __init__(self, *args: Any, flip_axes: Sequence[int] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.flip_axes = sorted({int(axis) for axis in flip_axes})
 
     def __call__(  # type: ignore[override]
         self, inputs: torch.Tensor, network: Network, *args: Any, **kwargs: Any
@@ -45,7 +53,7 @@ class ClinicalSlidingWindowInferer(SlidingWindowInferer):
             Logits ``(1, classes, *spatial)``.
 
         Raises:
-            ValueError: a clinical tensor that is not one row for one image.
+            ValueError: a clinical tensor that is not one row for one image, or axes to mirror that are not there.
         """
         clinical = kwargs.pop("clinical", None)
         if clinical is not None:
@@ -59,7 +67,25 @@ class ClinicalSlidingWindowInferer(SlidingWindowInferer):
         if isinstance(self.roi_size, list | tuple) and len(self.roi_size) == 2 and inputs.ndim == 5:
             window, network = copy.copy(self), _on_slices(network)
             window.roi_size, window.roi_weight_map = (*self.roi_size, 1), None
-        return SlidingWindowInferer.__call__(window, inputs, network, *args, **kwargs)
+        total: Any = None
+        views = self._views(inputs.ndim - 2 - (window is not self))
+        for axes in views:
+            seen = inputs.flip(axes) if axes else inputs
+            logits = SlidingWindowInferer.__call__(window, seen, network, *args, **kwargs)
+            logits = logits.flip(axes) if axes else logits
+            total = logits if total is None else total.add_(logits)
+        return total.div_(len(views)) if len(views) > 1 else total
+
+    def _views(self, spatial_dims: int) -> list[tuple[int, ...]]:
+        """Axes of the tensor that are flipped in each pass; in the first one none."""
+        wrong = [axis for axis in self.flip_axes if not 0 <= axis < spatial_dims]
+        if wrong:
+            raise ValueError(
+                f"flip_axes is {self.flip_axes}, but the network sees {spatial_dims} axes of the image: expected "
+                f"{list(range(spatial_dims))} or some of them (--tta_axes)."
+            )
+        dims = [axis + 2 for axis in self.flip_axes]  # behind batch and channel
+        return [chosen for count in range(len(dims) + 1) for chosen in combinations(dims, count)]
 
 
 def _with_clinical(network: Network, clinical: torch.Tensor) -> Network:

@@ -47,9 +47,12 @@ class DiceFocalCELoss(nn.Module):
             class index ignores that class's voxels, any other number ignores the voxels that belong to no class.
         deep_supervision_weights: one factor per scale, finest first, used as given; ``None`` for 1, 1/2, 1/4, ...
             divided by their sum.
+        finest_weights: in its place, for networks of any number of scales: factors of the finest scales, used as
+            given. Scales beyond them count 0, and a network with fewer scales takes the first factors.
 
     Raises:
-        ValueError: a factor, weight, exponent or smoothing term is negative or not finite.
+        ValueError: a factor, weight, exponent or smoothing term is negative or not finite, or weights of scales are
+            given twice.
 
     References:
         Liu et al., "nnY-Net: Swin-NeXt with Cross-Attention for 3D Medical Images Segmentation", arXiv 2501.01406,
@@ -79,6 +82,7 @@ class DiceFocalCELoss(nn.Module):
         smooth_dr: float = 1e-5,
         ignore_index: int | None = None,
         deep_supervision_weights: Sequence[float] | None = None,
+        finest_weights: Sequence[float] | None = None,
     ) -> None:
         """See the class."""
         super().__init__()
@@ -95,6 +99,9 @@ class DiceFocalCELoss(nn.Module):
         self.scale_weights = None
         if deep_supervision_weights is not None:
             self.scale_weights = [_not_negative("deep_supervision_weights", w) for w in deep_supervision_weights]
+        if None not in (deep_supervision_weights, finest_weights):
+            raise ValueError("deep_supervision_weights and finest_weights are both given, expected one of them.")
+        self.finest_weights = [_not_negative("finest_weights", w) for w in finest_weights or ()]
         weights = None if weight is None else torch.tensor([_not_negative("weight", w) for w in weight])
         self.register_buffer("weight", weights, persistent=False)
 
@@ -130,6 +137,8 @@ class DiceFocalCELoss(nn.Module):
         """Factors of n scales, finest first."""
         if n == 1:
             return [1.0]
+        if self.finest_weights:
+            return [*self.finest_weights, *[0.0] * n][:n]
         if self.scale_weights is None:
             return [2.0 ** (n - 1 - i) / (2**n - 1) for i in range(n)]
         if len(self.scale_weights) != n:
@@ -163,6 +172,8 @@ class DiceFocalCELoss(nn.Module):
                 warnings.warn("focal term is 0: one foreground class and include_background=False.", stacklevel=4)
             index = torch.where(index > 0, index - 1, IGNORED)
             focal = _ClassSums.apply(logits[:, 1:], index, self.gamma, True)[3]
+        elif first:
+            focal = focal[:, first:]  # counts 0
         dice = self._dice(volume[:, first:], overlap[:, first:], counts[:, first:], weight[first:])
         cross_entropy = (nll * weight).sum() / (counts * weight).sum().clamp_min(torch.finfo(counts.dtype).tiny)
         focal = (focal * weight[first:]).sum() / (counts.sum() * focal.shape[1]).clamp_min(1)

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
+import yaml
 
 from scripts.files import replacing
 from scripts.report_figures import colour, curves_figure, dice_figure, tint, volume_figure
@@ -80,11 +81,19 @@ def page_content(run: RunFiles) -> dict[str, Any]:
         "dice_plot": dice_figure(run.per_case, classes) if has_dice else None,
         "volume_plot": _volume_plot(run, classes),
         "views": _views(run, classes),
-        "legend": [{"name": name, "label": colour(i), "prediction": tint(i)} for i, name in enumerate(classes)],
+        "legend": [
+            {"name": name, "label": colour(i), "prediction": tint(i)} for i, name in enumerate(_label_names(run))
+        ],
         "case_table": _case_table(run),
         "config": run.config,
         "versions": {name: _plain(value) for name, value in run.versions.items()},
     }
+
+
+def _label_names(run: RunFiles) -> list[str]:
+    """Names of the label values from 1: of the classes, also where overlapping regions were scored in their place."""
+    config = (yaml.safe_load(run.config) if run.config else None) or {}
+    return list(config["labels"][1:]) if config.get("regions") else run.classes
 
 
 def _headline(run: RunFiles) -> list[dict[str, str]]:

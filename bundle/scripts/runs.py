@@ -26,6 +26,7 @@ from scripts.files import replacing
 from scripts.networks import YNet, load_swin_weights, load_weights
 
 logger = logging.getLogger(__name__)
+STATISTICS = "clinical.json"
 MAY_CHANGE = {
     "dataset_dir",
     "clinical_table_path",
@@ -144,15 +145,16 @@ def fit_clinical(
         schema: the clinical schema; None where no clinical data enters, and nothing is done.
         table: the cohort's xlsx or csv.
         impute: also fit the imputer.
-        statistics: JSON file to write; one that is there beside a checkpoint stays, as the weights go with it.
+        statistics: ``clinical.json`` to write; one that is there beside a checkpoint stays, as the weights go with it.
         dataset_dir: the prepared dataset.
         fold: the held-out fold, whose patients are not looked at.
 
     Raises:
-        ValueError: the network wants clinical data and the dataset has no table.
+        ValueError: the network wants clinical data and the dataset has no table, or the file has another name.
     """
     if schema is None:
         return
+    check_name(statistics)
     if table is None:
         raise ValueError(
             f"{dataset_dir} has no clinical.csv, but the network takes clinical variables. Give a table "
@@ -164,6 +166,19 @@ def fit_clinical(
     fitted = ClinicalTable(path=table, schema=schema, impute=impute)
     fitted.fit(patients)
     fitted.save(statistics)
+
+
+def check_name(statistics: str) -> None:
+    """Refuse to write the clinical scaling under another name: configurations come from strangers, too.
+
+    Args:
+        statistics: the file.
+
+    Raises:
+        ValueError: it is not called ``clinical.json``.
+    """
+    if Path(statistics).name != STATISTICS:
+        raise ValueError(f"The clinical scaling goes to {statistics}; expected {STATISTICS} in the run's folder.")
 
 
 def initialise(network: YNet, weights: str | None, encoder_weights: str | None) -> None:
@@ -214,8 +229,10 @@ def inference_config(config: dict[str, Any]) -> dict[str, Any]:
     load = ConfigParser.load_config_files
     base = load(str(BUNDLE_ROOT / "configs" / "inference.yaml"))
     training = load(str(BUNDLE_ROOT / "configs" / "train.yaml"))
-    serving = {key: value for key, value in config.items() if key in base or key not in training}
+    several = ConfigParser.load_config_file(str(BUNDLE_ROOT / "configs" / "multi_gpu_train.yaml"))
+    serving = {key: value for key, value in config.items() if key in base or key not in training | several}
     replaced = [key for key in training if key in base and training[key] != base[key]]  # not all, in a flat train.yaml
+    replaced += [key for key in several if key in base and several[key] == config.get(key)]
     return _plain(serving | {key: base[key] for key in replaced})
 
 

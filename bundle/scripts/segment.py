@@ -30,8 +30,6 @@ from scripts.uncertainty import entropy_map, foreground_mean
 
 __all__ = ["Segmentation", "Segmenter", "segment"]
 
-SUMS = "SHA256SUMS"  # what a released bundle has, and a run has not
-
 
 class Segmenter:
     """A trained network that segments images one by one, exactly as `nny infer` does.
@@ -96,6 +94,7 @@ class Segmenter:
         self._evaluator = {k: get(k) for k in ("device", "network", "inferer", "prepare_batch", "amp", "amp_kwargs")}
         load_weights(self._evaluator["network"], get("checkpoint"))
         self._evaluator["network"].eval()
+        self.cleaning = {name: config.get(name) for name in ("keep_largest", "remove_small") if config.get(name)}
         self._postprocessing = {}
         for probabilities in (False, True):
             config["save_probabilities"] = probabilities
@@ -138,13 +137,12 @@ class Segmenter:
             TypeError: an array without an affine, or a file with one.
         """
         known = {} if clinical is None else {"clinical": self._checked(clinical)}
-        case = self._step(self._case(image, affine) | known, start=1)
-        with self._lock:
-            found = self._logits(case)
-        logits, grid = torch.as_tensor(found["pred"]), found["image"]
-        seen = logits.float().softmax(0)  # (classes, *spatial), on the network's grid
-        score = foreground_mean(entropy_map(seen), seen)
-        del seen
+        return self._segment(self._case(image, affine) | known, probabilities, uncertainty)
+
+    def _segment(self, case: dict[str, Any], probabilities: bool = False, uncertainty: bool = False) -> Segmentation:
+        """Segment a loaded case."""
+        found = self._predict(case)
+        score, entropy = self._score(found), _entropy_on_source(found) if uncertainty else None
         found = self._postprocessing[probabilities](found)
         return Segmentation(
             mask=found["pred"].as_tensor()[0].numpy(),
@@ -152,31 +150,31 @@ class Segmenter:
             labels=dict(self.labels),
             uncertainty_score=score,
             probabilities=found["pred_probabilities"].as_tensor().numpy() if probabilities else None,
-            uncertainty=_entropy_on_source(logits, grid) if uncertainty else None,
+            uncertainty=entropy,
         )
 
-    def _logits(self, case: dict[str, Any]) -> dict[str, Any]:
-        """The case with its logits ``(classes, *spatial)`` under ``pred``."""
-        loader = DataLoader([case], batch_size=1, num_workers=0)
-        evaluator = SupervisedEvaluator(val_data_loader=loader, **self._evaluator)
-        evaluator.logger.setLevel("WARNING")  # else a server's log has four lines a request
-        evaluator.run()
+    def _predict(self, case: dict[str, Any]) -> dict[str, Any]:
+        """The loaded case, preprocessed, with its logits ``(classes, *spatial)`` under ``pred``."""
+        loader = DataLoader([self._step(case, start=1)], batch_size=1, num_workers=0)
+        with self._lock:
+            evaluator = SupervisedEvaluator(val_data_loader=loader, **self._evaluator)
+            evaluator.logger.setLevel("WARNING")  # else a server's log has four lines a request
+            evaluator.run()
         return evaluator.state.output[0]
+
+    def _score(self, found: Mapping[str, Any]) -> float:
+        """Mean entropy of the foreground, on the network's grid."""
+        seen = torch.as_tensor(found["pred"]).float().softmax(0)  # (classes, *spatial)
+        return foreground_mean(entropy_map(seen), seen)
 
     def _case(self, image: Any, affine: ArrayLike | None) -> dict[str, Any]:
         """The image, loaded or wrapped, with its channels first."""
         if isinstance(image, str | Path):
             if affine is not None:
                 raise TypeError(f"{image} has an affine of its own; leave out `affine`.")
-            cases = inference_cases(image)
-            if len(cases) != 1:
+            if len(cases := inference_cases(image)) != 1:
                 raise ValueError(f"{image} holds {len(cases)} images; segment one at a time.")
-            try:
-                case = self._step(cases[0], end=1)
-            except Exception as error:  # whatever a damaged file makes the reader raise
-                raise ValueError(f"{image} cannot be read as an image: {error}") from error
-            _check(str(image), tuple(case["image"].shape), np.asarray(case["image"].affine), self._channels)
-            return case
+            return self._loaded(cases[0])
         if affine is None:
             raise TypeError("An array needs its `affine`, voxel to world in mm, (4, 4): nib.load(file).affine, e.g.")
         voxels = np.asarray(image)
@@ -188,6 +186,15 @@ class Segmenter:
         _check(name, voxels.shape, matrix, self._channels)
         meta = {"original_affine": matrix, "spatial_shape": voxels.shape[1:], "filename_or_obj": name}
         return {"image": MetaTensor(voxels, affine=matrix, meta=meta | {"space": SpaceKeys.RAS})}
+
+    def _loaded(self, case: dict[str, Any]) -> dict[str, Any]:
+        """A case of `inference_cases` with its image read."""
+        try:
+            read = self._step(case, end=1)
+        except Exception as error:  # whatever a damaged file makes the reader raise
+            raise ValueError(f"{case['image']} cannot be read as an image: {error}") from error
+        _check(str(case["image"]), tuple(read["image"].shape), np.asarray(read["image"].affine), self._channels)
+        return read
 
     def _step(self, case: dict[str, Any], **part: int) -> dict[str, Any]:
         """Run a part of the preprocessing."""
@@ -220,12 +227,12 @@ def segment(image: str | Path | ArrayLike, model: str | Path, **settings: Any) -
     return Segmenter(model)(image, **settings)
 
 
-def _entropy_on_source(logits: torch.Tensor, image: MetaTensor) -> np.ndarray:
+def _entropy_on_source(found: Mapping[str, Any]) -> np.ndarray:
     """Entropy on the grid of the source, of logits on the network's grid, where the preprocessed image lies."""
-    found = torch.empty(source_grid(image)[1])
-    for place, part in slabs_on_source(logits, image):
-        found[..., place] = entropy_map(part.softmax(0))
-    return found.numpy()
+    entropy = torch.empty(source_grid(found["image"])[1])
+    for place, part in slabs_on_source(found["pred"], found["image"]):
+        entropy[..., place] = entropy_map(part.softmax(0))
+    return entropy.numpy()
 
 
 def _check(name: str, shape: tuple[int, ...], affine: np.ndarray, channels: int) -> None:
@@ -271,10 +278,8 @@ def _config(folder: Path, overrides: Mapping[str, Any]) -> ConfigParser:
         top = re.split("::|#", name)[0]
         if top not in known:
             raise ValueError(f"The configuration of {folder} has no {name!r}{suggestion(top, known)}.")
-    clinical = (folder / weights).with_name("clinical.json")
-    paths = {"checkpoint": folder / weights, "clinical_statistics": clinical}
-    if not run:
-        paths["bundle_root"] = folder
+    paths = {"checkpoint": folder / weights, "clinical_statistics": (folder / weights).with_name("clinical.json")}
+    paths |= {} if run else {"bundle_root": folder}
     config.update({name: str(path) for name, path in paths.items()} | dict(overrides))
     return config
 
@@ -284,13 +289,12 @@ def _folder(model: Path) -> Iterator[Path]:
     """The folder of a run; of a released bundle a verified copy, for as long as the block lasts."""
     if not model.is_dir() and not zipfile.is_zipfile(model):
         raise FileNotFoundError(f"{model} is no folder of a run or bundle, and no zip of a bundle.")
-    if model.is_dir() and not (model / SUMS).is_file():
+    verifier, released = find_spec("scripts.verify"), (model / "SHA256SUMS").is_file()
+    if model.is_dir() and (verifier is None or not released):
         yield model
-    elif find_spec("scripts.verify") is not None:
+    elif verifier is not None:
         # by name, so that a released bundle does not carry the verifier: it could not vouch for itself
         with import_module("scripts.verify").verified(model) as folder:
             yield folder
-    elif model.is_dir():
-        yield model
     else:
         raise ValueError(f"{model} cannot be verified by a bundle's own scripts. Unpack it, and give the folder.")

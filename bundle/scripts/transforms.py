@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,8 @@ class RestoreToSourced(MapTransform):
     byte a voxel for the result (512 x 512 x 300 with 5 classes: 0.1 GB instead of 1.6 GB and its copies).
 
     Args:
-        keys: logits ``(classes, *spatial)``; each is replaced by labels ``(1, *source spatial)``, uint8.
+        keys: logits ``(classes, *spatial)``, or those of several networks as `slabs_on_source` takes them; each is
+            replaced by labels ``(1, *source spatial)``, uint8.
         reference: the preprocessed image, whose affine says where the logits lie and whose metadata hold the
             source's affine and shape.
         slab: number of source slices that are interpolated together, >= 1.
@@ -106,10 +108,11 @@ class RestoreToSourced(MapTransform):
         meta = {k: v for k, v in image.meta.items() if k not in ("affine", "spatial_shape")} | {"spatial_shape": shape}
         for key in self.key_iterator(case):
             labels = torch.empty((1, *shape), dtype=torch.uint8)
-            scores = torch.empty((len(case[key]), *shape), dtype=torch.float16) if self.probabilities else None
+            scores = None
             for place, part in slabs_on_source(case[key], image, self.slab):  # (classes, *, slab)
                 labels[..., place] = part.argmax(0, keepdim=True)
-                if scores is not None:
+                if self.probabilities:
+                    scores = torch.empty((len(part), *shape), dtype=torch.float16) if scores is None else scores
                     scores[..., place] = part.softmax(0)
             if "case_id" in case:  # what SaveImaged names its file after
                 meta["filename_or_obj"] = f"{case['case_id']}.nii.gz"
@@ -125,17 +128,25 @@ def source_grid(image: MetaTensor) -> tuple[torch.Tensor, list[int]]:
     return affine, [int(n) for n in np.asarray(image.meta["spatial_shape"]).ravel()[: image.ndim - 1]]
 
 
-def slabs_on_source(values: torch.Tensor, image: MetaTensor, slab: int = 16) -> Iterator[tuple[slice, torch.Tensor]]:
+def slabs_on_source(
+    values: torch.Tensor | list[tuple[torch.Tensor, MetaTensor]], image: MetaTensor, slab: int = 16
+) -> Iterator[tuple[slice, torch.Tensor]]:
     """Interpolate values on the network's grid linearly on the grid of the source, a few slices at a time.
 
     Args:
-        values: ``(C, *spatial)``.
+        values: ``(C, *spatial)``; or logits of several networks, each with its image, of which follow the logarithms of
+            the mean probabilities, on whichever grids the networks work.
         image: the preprocessed image, which lies where the values do.
         slab: number of source slices that are interpolated together.
 
     Yields:
         Slices along the source's last axis, and float32 values on them, ``(C, *, slab)``.
     """
+    if isinstance(values, list):
+        for parts in zip(*(slabs_on_source(*member, slab) for member in values), strict=True):
+            logs = [part.log_softmax(0) for _, part in parts]
+            yield parts[0][0], torch.stack(logs).logsumexp(0) - math.log(len(logs))
+        return
     affine, shape = source_grid(image)
     located = MetaTensor(convert_to_tensor(values, dtype=torch.float32), affine=image.affine)
     resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=torch.float32)

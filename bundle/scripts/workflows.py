@@ -13,11 +13,15 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from scripts import BUNDLE_ROOT
+from scripts import BUNDLE_ROOT, cohort
 from scripts.clinical_schema import suggestion
+from scripts.datalists import inference_cases
+from scripts.distributed import device
+from scripts.ensemble import Ensemble, members_of
 from scripts.prepare.hcc_tace import prepare_hcc_tace
 from scripts.prepare.phantom import write_phantom_cohort
 from scripts.report import report
+from scripts.shares import launched, own_share, share
 
 CONFIGS = BUNDLE_ROOT / "configs"
 DEMO_RUN = BUNDLE_ROOT / "models" / "demo"
@@ -38,7 +42,7 @@ def overlay_paths(overlays: str | Sequence[str]) -> list[str]:
         ValueError: an unknown name; the message lists the known ones.
     """
     names = overlays.split(",") if isinstance(overlays, str) else list(overlays)
-    kinds = ("network_", "fusion_", "dataset_", "start_", "evaluate_")
+    kinds = ("network_", "fusion_", "dataset_", "protocol_", "start_", "evaluate_")
     known = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem.startswith(kinds))
     paths = []
     for name in filter(None, (str(name).strip() for name in names)):
@@ -95,11 +99,13 @@ def train(
 ) -> None:
     """Train a network; the same command again goes on after the last finished epoch.
 
+    Started by torchrun, the processes train together; batch_size is that of each.
+
     Args:
         dataset: the folder that `prepare` wrote (``dataset.json``, images, labels, ``clinical.csv``).
         output: the run's folder: checkpoints, log, TensorBoard files, configuration.
         overlays: names of overlays in bundle/configs, separated by commas, later ones win:
-            network_*, fusion_*, dataset_*.
+            network_*, fusion_*, dataset_*, protocol_*.
         tracking: mlflow, to mirror settings, curves and files into a local MLflow store; TensorBoard files are always
             written.
         tracking_store: address of that store; by default sqlite in the run's folder.
@@ -109,9 +115,9 @@ def train(
         raise ValueError(
             f"tracking is {tracking!r}; expected mlflow, or nothing (TensorBoard files are always written)."
         )
-    files = [CONFIGS / "inference.yaml", CONFIGS / "train.yaml", *overlay_paths(overlays)]
+    files = [CONFIGS / "inference.yaml", CONFIGS / "train.yaml", *overlay_paths(overlays), *_several("train")]
     follow = nullcontext()
-    if tracking:
+    if tracking and own_share()[0] == 0:
         from scripts.tracking import mirrored  # here, as mlflow is needed for nothing else
 
         follow = mirrored(_absolute(output), tracking_store)
@@ -122,39 +128,81 @@ def train(
 def evaluate(run: str, overlays: str | Sequence[str] = (), **overrides: Any) -> None:
     """Segment the held-out fold of a run and score the masks against the original labels.
 
+    Started by torchrun, the processes share the cases.
+
     Args:
         run: the run's folder; masks, ``per_case.csv`` and ``summary.json`` go to its ``evaluation/``.
         overlays: merged last, separated by commas: evaluate_calibration also measures calibration.
         **overrides: any id of the configuration: --dataset_dir <another dataset> --fold -1 (all cases) …
     """
     folder = _run_folder(run, "config.yaml")
-    files = [folder / "config.yaml", CONFIGS / "evaluate.yaml", *overlay_paths(overlays)]
+    base = CONFIGS / "inference.yaml"  # for ids that are younger than the run
+    files = [base, folder / "config.yaml", CONFIGS / "evaluate.yaml", *_several("evaluate"), *overlay_paths(overlays)]
+    if launched() and "evaluate_calibration" in [Path(file).stem for file in files]:
+        raise ValueError("evaluate_calibration measures a single process; evaluate without it, or without torchrun.")
     _run("evaluating", files, overrides, output_dir=str(folder))
 
 
-def infer(source: str, output: str, run: str = str(DEMO_RUN), clinical: str | None = None, **overrides: Any) -> None:
-    """Segment images: each mask comes in the geometry of its source.
+def infer(
+    source: str,
+    output: str,
+    run: str = str(DEMO_RUN),
+    clinical: str | None = None,
+    *,
+    runs: str | Sequence[str] = (),
+    shard: str | None = None,
+    **overrides: Any,
+) -> None:
+    """Segment images: each mask comes in the geometry of its source. The same command again makes what is missing.
+
+    Started by torchrun, the processes share the cases.
 
     Args:
         source: a NIfTI file, a folder of them, a folder with one DICOM series, or a folder of such folders.
         output: folder for the masks, ``<case>_seg.nii.gz``.
         run: the run whose weights are used; by default the demo network, trained on phantoms.
         clinical: table (xlsx or csv) with the patients' clinical variables; without it nothing is known of them.
-        **overrides: any id of the configuration: --save_probabilities True …
+        runs: several runs in place of one, separated by commas, whose probabilities are averaged; a folder of
+            `nny crossval` stands for all its folds.
+        shard: 0/4 to 3/4: the first to the last quarter of the cases, for a Slurm array.
+        **overrides: any id of the configuration: --save_probabilities True --tta_axes "[0,1]" …
     """
-    folder = _run_folder(run, "inference.yaml")
-    if clinical is not None and not (folder / "clinical.json").is_file():
-        raise ValueError(f"{folder} was trained on images alone; it cannot use {clinical}.")
-    _run(
-        "inference",
-        [folder / "inference.yaml"],
-        overrides,
-        dataset_dir=_absolute(source),
-        output_dir=_absolute(output),
-        checkpoint=str(folder / "model.pt"),
-        clinical_statistics=str(folder / "clinical.json"),
-        clinical_table_path=None if clinical is None else _absolute(clinical),
-    )
+    names = runs.split(",") if isinstance(runs, str) else [str(name) for name in runs]
+    names = [name.strip() for name in names if name.strip()]
+    folders, settings = members_of(names, overrides) if names else ([_run_folder(run, "inference.yaml")], overrides)
+    target, table = Path(_absolute(output)), None if clinical is None else _absolute(clinical)
+    if table is not None and not names and not (folders[0] / "clinical.json").is_file():
+        raise ValueError(f"{folders[0]} was trained on images alone; it cannot use {clinical}.")
+    mine = share(inference_cases(source), own_share(shard))
+    cohort.begin(target, cohort.identity(_absolute(source), folders, table, settings))
+    probabilities = bool(settings.get("save_probabilities", False))
+    cases = cohort.open_cases(mine, target, probabilities)
+    if len(cases) < len(mine):
+        print(f"{len(mine) - len(cases)} of {len(mine)} masks are there already.")
+    settings = ({"device": device()} if launched() else {}) | dict(settings)
+    if cases and names:
+        settings.pop("save_probabilities", None)
+        cohort.segment_cases(Ensemble(folders, clinical_table=table, **settings), cases, target, probabilities)
+    elif cases:
+        _infer_one(folders[0], cases, target, table, settings)
+
+
+def _infer_one(
+    run: Path, cases: Sequence[Mapping[str, Any]], target: Path, table: str | None, settings: Mapping[str, Any]
+) -> None:
+    """Segment cases with the network of one run."""
+    with cohort.workshop(target) as place:
+        _run(
+            "inference",
+            [run / "inference.yaml", CONFIGS / "infer_cohort.yaml"],
+            settings,
+            output_dir=str(place),
+            masks_dir=str(target),
+            checkpoint=str(run / "model.pt"),
+            clinical_statistics=str(run / "clinical.json"),
+            clinical_table_path=table,
+            **{"dataset::data": tuple(cases)},  # no list: texts in it would be read as expressions
+        )
 
 
 def demo(output: str = "work/demo", cases: int = 30, epochs: int = 60, seed: int = 0) -> str:
@@ -201,6 +249,11 @@ def _phantom_once(download: Path, cases: int, seed: int) -> None:
     part = download.with_name(f".{download.name}.{os.getpid()}.part")
     write_phantom_cohort(str(part), cases=cases, seed=seed)
     os.replace(part, download)
+
+
+def _several(workflow: str) -> list[Path]:
+    """What a workflow needs besides where torchrun started several processes."""
+    return [CONFIGS / f"multi_gpu_{workflow}.yaml"] if launched() else []
 
 
 def _absolute(path: str) -> str:

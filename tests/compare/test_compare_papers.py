@@ -20,7 +20,6 @@ def test_all_four_papers_are_there_and_every_table_has_a_source():
     for table in TABLES.values():
         assert table["source"], table["key"]
         assert table["rows"] or table["missing"], table["key"]
-        assert table["rows"] or not table["commands"], table["key"]
 
 
 @pytest.mark.parametrize("key", TABLES)
@@ -45,7 +44,7 @@ def test_commands_name_overlays_that_exist_and_train_every_row(key):
         assert (CONFIGS / f"network_{name}.yaml").is_file(), name
     for preset in re.findall(r"--clinical_preset (\S+)", text):
         assert preset in PRESETS
-    if "compare" in text:
+    if "compare" in text and TABLES[key]["rows"]:
         assert {row["network"] for row in TABLES[key]["rows"]} <= trained
         assert f"--against {key}" in text
 

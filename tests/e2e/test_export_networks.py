@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from export_support import DEMO, assert_same, dice_of_demo, examples
-from networks.test_contract import GRID, NETWORKS, TINY, build
+from networks.test_contract import build
+from networks.tiny import GRID, NETWORKS, TINY
 from release_support import InThisProcess
 from scripts.export import export, save_onnx, save_torchscript
 from scripts.exported import OnnxNetwork, TorchScriptNetwork

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from networks.test_contract import FUSIONS, GRID, NETWORKS, TINY
+from networks.tiny import FUSIONS, GRID, NETWORKS, TINY
 from release_support import InThisProcess, job, release_and_unpack, run_bundles, train_variant, with_trial
 from scripts import workflows
 from scripts.release.facts import read_facts

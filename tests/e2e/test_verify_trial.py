@@ -40,6 +40,17 @@ def test_weights_of_another_network_without_torchscript(root):  # noqa: F811
     refused(root, r"models/model\.pt: holds the weights of another network: \d+ of another shape: .* expected")
 
 
+def test_what_a_configuration_writes_elsewhere(root, tmp_path):  # noqa: F811
+    """A name that may be called, with a path of the machine: a start-up file of the shell, say."""
+    outside = tmp_path / "outside"
+    write = f"$scripts.fine_tuning.keep_statistics(@clinical_schema, @bundle_root, '{outside}/clinical.json')"
+    insert(root / "configs" / "inference.yaml", f"initialize: ['$import scripts', \"{write}\"]")
+    resum(root)
+    with pytest.raises(ValueError, match=r"configs/inference\.yaml: PermissionError.*outside"):
+        verify(str(root))
+    assert not outside.exists()
+
+
 def test_property_that_monai_wants(root):  # noqa: F811
     edit(root / "configs" / "inference.yaml", "^inferer:", "other_inferer:")
     refused(root, r"configs/inference\.yaml: .*inferer")

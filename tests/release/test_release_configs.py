@@ -3,7 +3,7 @@
 import pytest
 import yaml
 from monai.bundle import ConfigWorkflow
-from scripts.release.configs import named_files
+from scripts.release.configs import as_yaml, flat_configs, named_files
 
 NAMES = ["inference", "train", "evaluate", "multi_gpu_train"]
 
@@ -42,6 +42,23 @@ def test_inference_loads_the_weights_beside_it(bundle):
     config = yaml.safe_load((bundle / "configs" / "inference.yaml").read_text())
     assert config["checkpoint"] == "$@bundle_root + '/models/model.pt'"
     assert config["clinical_statistics"] == "$@bundle_root + '/models/clinical.json'"
+
+
+def test_what_came_before_the_training_stays_out(run, tmp_path):
+    """A run that enlarged the kernels of another one: nobody else has that one."""
+    first = "$scripts.stages.train_first(@output_dir + '/k3')"
+    config = yaml.safe_load((run / "config.yaml").read_text()) | {"upkern_source": "/k3.pt", "initial_weights": first}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "inference.yaml").write_text((run / "inference.yaml").read_text())
+    found, expected = (flat_configs(folder)["train"] for folder in (tmp_path, run))
+    assert found == expected
+
+
+def test_letters_of_other_alphabets_are_escaped():
+    """MONAI reads a configuration in the encoding of the system."""
+    text = as_yaml({"labels": ["Größe", "肝臓"]}, "train")
+    assert text.isascii()
+    assert yaml.safe_load(text) == {"labels": ["Größe", "肝臓"]}
 
 
 def test_files_that_configurations_read_are_found():

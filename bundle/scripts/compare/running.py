@@ -149,7 +149,7 @@ def make_run(job: Job, dataset_dir: str, epochs: int, settings: Mapping[str, Any
     """
     options = {"val_interval": epochs, "validate::dataset::data": FIRST_CASE} | dict(settings)
     workflows.train(dataset_dir, str(job.folder), list(job.overlays), epochs=epochs, seed=job.seed, **options)
-    memory = _peak_gb()
+    memory = peak_gb()
     workflows.evaluate(str(job.folder), overlays="evaluate_calibration")
     if settings.get("tracking"):
         from scripts.tracking import track  # here: mlflow takes seconds to import
@@ -201,7 +201,8 @@ def epochs_for(overlays: Sequence[str], dataset_dir: str, minutes: float, settin
         ValueError: not a single epoch fits.
     """
     config = merged(overlays, settings | {"dataset_dir": dataset_dir})
-    steps = max(1, len(part(dataset_dir, int(config["fold"]), "training")) // int(config["batch_size"]))
+    cases = len(part(dataset_dir, int(config["fold"]), "training"))
+    steps = config["train"].get("epoch_steps") or max(1, cases // int(config["batch_size"]))  # a protocol names them
     epoch = seconds_per_step(config) * steps / 60
     if epoch > minutes:
         raise ValueError(f"One epoch takes {epoch:.2g} minutes, and {minutes:g} are the budget; give more --minutes.")
@@ -239,7 +240,7 @@ def _names(text: str | Sequence[str]) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _peak_gb() -> float:
+def peak_gb() -> float:
     """Peak memory of this process: of the GPU where it was used, else resident."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**30

@@ -79,7 +79,7 @@ def upkern_checkpoint(source: str, target: str, kernel_size: int = 5) -> str:
 
     Args:
         source: checkpoint with small kernels, as `read_state_dict` takes it, such as the `model.pt` of a run.
-        target: file to write; its folder is made.
+        target: file ``*.pt`` to write; its folder is made.
         kernel_size: odd side of the new kernels, at least that of the old ones.
 
     Returns:
@@ -88,8 +88,10 @@ def upkern_checkpoint(source: str, target: str, kernel_size: int = 5) -> str:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file holds no MedNeXt block, `kernel_size` does not enlarge its kernels, or `target` is
-            `source`.
+            `source` or no ``*.pt``.
     """
+    if Path(target).suffix != ".pt":
+        raise ValueError(f"{target} is no *.pt file; weights are written to such files alone.")
     if Path(target).resolve() == Path(source).resolve():
         raise ValueError(f"{target} is also the source; write the new weights into another file.")
     state = read_state_dict(source)

@@ -102,10 +102,12 @@ DOWNLOADS = {
         terms="those of the request form there; cite Campello et al. 2021",
         channels=("cine MR",),
         values={0: 0, 1: 3, 2: 2, 3: 1},
-        parts=("training", "validation", "testing"),
+        parts=("training", "validation", "testing", "all"),
         group="the vendor (A, B, C, D)",
-        note="Of each 4D scan, end-diastole and end-systole (frames from 0, as the CSV counts) become two cases of one "
-        "fold. Values are turned into those of ACDC: 1 right ventricle, 2 myocardium, 3 left ventricle.",
+        note="With --part all, --fold 0 is the challenge's split: it holds out the validation and testing cases "
+        "(vendors A to D); the training cases (A, B) are fold 1. Of each 4D scan, end-diastole and end-systole (frames "
+        "from 0, as the CSV counts) become two cases of one fold. Values are turned into those of ACDC: 1 right "
+        "ventricle, 2 myocardium, 3 left ventricle.",
     ),
     "amos22": Download(
         title="AMOS22",

@@ -17,6 +17,7 @@ BRATS_CHANNELS = ("t1", "t1ce", "t2", "flair")
 KITS19_LABELLED = 210  # cases from 210 on are the test set, which has no segmentation
 AMOS_CT = 500  # numbers up to this one are CT, the others MR
 MNMS_PARTS = {"training": "Training/Labeled", "validation": "Validation", "testing": "Testing"}
+MNMS_FOLDS = {"validation": 0, "testing": 0, "training": 1}  # of all parts: the challenge's split
 ACDC_PHASES = ("ED", "ES")
 
 
@@ -62,7 +63,13 @@ def find_acdc(source: Path, part: str) -> list[SourceCase]:
 
 
 def find_mnms(source: Path, part: str) -> list[SourceCase]:
-    """M&Ms: ``Training/Labeled/<code>/<code>_sa.nii.gz`` (4D) and ``_sa_gt``; the CSV says frames and vendor."""
+    """M&Ms: ``Training/Labeled/<code>/<code>_sa.nii.gz`` (4D) and ``_sa_gt``; the CSV says frames and vendor.
+
+    All parts together keep the challenge's split: training cases in fold 1, those of validation and testing in fold 0.
+    """
+    if part == "all":
+        found = {name: find_mnms(source, name) for name in MNMS_FOLDS}
+        return [_with(case, fold=MNMS_FOLDS[name]) for name, cases in found.items() for case in cases]
     folders = [p for p in _below(source, f"{MNMS_PARTS[part]}/*") if p.is_dir()]
     path, rows = _mnms_table(source)
     cases = []

@@ -11,7 +11,7 @@ from scripts import BUNDLE_ROOT
 from scripts.release import requirements
 from scripts.release.archive import write_bundle
 from scripts.release.card import card, render
-from scripts.release.configs import CONFIGS, as_yaml, named_files
+from scripts.release.configs import CONFIGS, as_yaml, file_as_released, named_files
 from scripts.release.facts import UNKNOWN, Facts, read_facts
 from scripts.release.metadata import check_version, metadata
 from scripts.release.modules import needed_modules
@@ -76,7 +76,7 @@ def release(
     licence = {"source": meta["data_source"], "licence": meta["data_licence"], "unknown": UNKNOWN}
     data_license = render("data_license.txt", licence).encode()
     files |= {
-        "configs/metadata.json": (json.dumps(meta, indent=2, ensure_ascii=False) + "\n").encode(),
+        "configs/metadata.json": (json.dumps(meta, indent=2) + "\n").encode(),
         "docs/schema.json": (TREE / "docs" / "schema.json").read_bytes(),
         "docs/data_license.txt": data_license,  # where model-zoo wants it
         "data_license.txt": data_license,
@@ -93,7 +93,7 @@ def _configurations(facts: Facts) -> dict[str, bytes]:
     """Flat configurations, overlays that run exported forms, and the files that they read."""
     files = {f"configs/{name}.yaml": as_yaml(config, name).encode() for name, config in facts.configs.items()}
     copied = [path.name for path in sorted(CONFIGS.glob("inference_*.yaml"))] + ["logging.conf"]
-    return files | {f"configs/{name}": (CONFIGS / name).read_bytes() for name in copied + named_files(facts.configs)}
+    return files | {f"configs/{name}": file_as_released(name) for name in copied + named_files(facts.configs)}
 
 
 def _code(facts: Facts) -> dict[str, bytes]:

@@ -26,7 +26,7 @@ HEADERS = {
         "# The id training starts from random weights, fine_tuning from models/model.pt."
     ),
     "evaluate": "Scores models/model.pt on every case of a folder with dataset.json (--dataset_dir), or on one --fold.",
-    "multi_gpu_train": "train.yaml in several processes: torchrun --nproc_per_node=<n> -m monai.bundle run training …",
+    "multi_gpu_train": "train.yaml in several processes: torchrun --nproc_per_node=<n> -m monai.bundle run training",
 }
 LITERAL = re.compile(r"(\+\s*)?'((?:[^'\\]|\\.)*)'|(\+\s*)?\"((?:[^\"\\]|\\.)*)\"")
 ABSOLUTE = re.compile(r"(/|~|file:|[A-Za-z]:[\\/])")
@@ -44,7 +44,8 @@ def flat_configs(run: Path) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: an id holds a path of this machine.
     """
-    inference = _portable(ConfigParser.load_config_file(str(run / "inference.yaml")))
+    own = ConfigParser.load_config_file(str(run / "inference.yaml"))
+    inference = _portable(_source("inference") | own)  # with ids that are younger than the run
     inference |= {"checkpoint": WEIGHTS, "clinical_statistics": STATISTICS}
     train = _training(run, inference)
     evaluate = _evaluation(inference, train)
@@ -63,6 +64,8 @@ def flat_configs(run: Path) -> dict[str, dict[str, Any]]:
 def as_yaml(config: dict[str, Any], name: str) -> str:
     """Write a configuration as YAML, under a line that says what it does.
 
+    It is ASCII: MONAI reads it in the encoding of the system, whichever that is.
+
     Args:
         config: plain dicts, lists and values.
         name: the file's stem.
@@ -70,8 +73,20 @@ def as_yaml(config: dict[str, Any], name: str) -> str:
     Returns:
         The text.
     """
-    text = yaml.dump(config, Dumper=_Dumper, sort_keys=False, width=1000, allow_unicode=True)
+    text = yaml.dump(config, Dumper=_Dumper, sort_keys=False, width=1000)
     return f"# {HEADERS[name]}\n{text}"
+
+
+def file_as_released(name: str) -> bytes:
+    """Read a file of ``configs/``; YAML beyond ASCII is written anew, see `as_yaml`.
+
+    Args:
+        name: the file.
+    """
+    content = (CONFIGS / name).read_bytes()
+    if content.isascii() or not name.endswith(".yaml"):
+        return content
+    return yaml.safe_dump(yaml.safe_load(content), sort_keys=False).encode()
 
 
 def named_files(configs: dict[str, dict[str, Any]]) -> list[str]:

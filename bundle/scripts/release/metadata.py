@@ -44,6 +44,7 @@ def metadata(
         "pytorch_version": pins["torch"],
         "numpy_version": pins["numpy"],
         "required_packages_version": {name: number for name, number in pins.items() if name not in base},
+        "supported_apps": {"nny": source["version"]},
         "name": title,
         "task": source["task"] if facts.own_task else f"Segmentation of {_listed(facts.labels[1:])}",
         "description": description(facts),

@@ -57,7 +57,9 @@ OTHERS = {
     "torch": "bfloat16 bool device float16 float32 float64 int32 int64 long tensor uint8",
     "torch.nn": "BCEWithLogitsLoss CrossEntropyLoss GELU Identity InstanceNorm2d InstanceNorm3d LeakyReLU ReLU",
     "torch.optim": "Adam AdamW NAdam RAdam RMSprop SGD",
-    "torch.optim.lr_scheduler": "CosineAnnealingLR ExponentialLR MultiStepLR OneCycleLR ReduceLROnPlateau StepLR",
+    "torch.optim.lr_scheduler": """
+        CosineAnnealingLR ExponentialLR MultiStepLR OneCycleLR PolynomialLR ReduceLROnPlateau StepLR""",
+    "torch.utils.data": "RandomSampler",
 }
 TARGETS = {f"{module}.{name}" for module, names in MONAI.items() for name in names.split()}
 SHORT = {name for names in MONAI.values() for name in names.split()}  # MONAI finds these without their module
@@ -69,16 +71,16 @@ NAMES = {f"{module}.{name}" for module, names in OTHERS.items() for name in name
     "monai.utils.set_determinism",
 }
 OURS = """
-    clinical datalists distributed evaluation exported fine_tuning handlers inferers losses metrics networks runs slices
-    spacing transforms"""
+    clinical components datalists distributed evaluation exported fine_tuning handlers inferers losses metrics networks
+    regions runs schedules slices spacing transforms"""
 MODULES = set(OURS.split())  # of scripts: what a configuration builds from; not what prepares, reports or releases
 CALLED = """
     clinical.ClinicalSchema.from_yaml datalists.evaluation_cases datalists.inference_cases datalists.part
-    distributed.device distributed.follows distributed.once distributed.parallel distributed.processes
-    distributed.rank distributed.stop fine_tuning.keep_statistics handlers.loss_of networks.load_weights
-    networks.upkern_checkpoint runs.amp_dtype runs.clinical_csv runs.default_device runs.fit_clinical
-    runs.initialise runs.start slices.crop_size slices.network_patch slices.pixdim slices.rotations slices.zooms
-    transforms.random_flips transforms.training_transform"""
+    distributed.device distributed.follows distributed.once distributed.parallel distributed.processes distributed.rank
+    distributed.share distributed.stop fine_tuning.keep_statistics handlers.loss_of networks.load_weights
+    networks.upkern_checkpoint regions.segmentation_loss runs.amp_dtype runs.clinical_csv runs.default_device
+    runs.fit_clinical runs.initialise runs.start slices.crop_size slices.network_patch slices.pixdim slices.rotations
+    slices.zooms transforms.random_flips transforms.training_transform"""
 FUNCTIONS = set(CALLED.split())  # of those modules: what our configurations call; others write what they are told to
 BUILTINS = {"abs", "bool", "dict", "float", "int", "len", "list", "max", "min", "round", "str", "tuple"}
 IMPORTS = {"ignite", "monai", "numpy", "scripts", "torch"}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
+import struct
 import unicodedata
 import zipfile
 import zlib
@@ -14,19 +16,69 @@ from typing import IO
 from tqdm import tqdm
 
 MAX_ENTRIES = 10_000
+MAX_DIRECTORY = 8 * 2**20  # bytes of a zip's list of entries; 10,000 entries have some 1 MiB
 MAX_BYTES = 16 * 2**30  # unpacked
+MAX_DEPTH = 20  # folders in folders; TorchScript has some 8
+MAX_NAME = 240  # characters
 MAX_RATIO = 100  # unpacked to packed; weights have 1.1, tables and logs below 30
 SMALL = 2**20  # bytes; below, a high ratio harms nobody
 CHUNK = 2**20
 PART = re.compile(r"\.?[\w()+,=@-][\w .()+,=@-]*(?<![ .])", re.ASCII)  # one part of a path, on every system
+DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # what Windows opens instead of a file
 FILES = (0, stat.S_IFREG)
+END, END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q")
+LOCATOR = 20  # bytes between the two
 
 
-def zip_problems(archive: zipfile.ZipFile) -> Iterator[str]:
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """Open a zip, unless the list of its entries alone would fill the memory.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The open zip.
+
+    Raises:
+        zipfile.BadZipFile: it is no zip, ends in something else, or lists too much.
+    """
+    with open(path, "rb") as file:
+        file.seek(-min(path.stat().st_size, END64.size + LOCATOR + END.size), os.SEEK_END)
+        tail = file.read()
+    if len(tail) < END.size or tail[-END.size : -END.size + 4] != b"PK\5\6":
+        raise zipfile.BadZipFile("it does not end as a zip does")
+    size = END.unpack(tail[-END.size :])[5]
+    if tail[-END.size - LOCATOR : -END.size].startswith(b"PK\6\7"):
+        if not tail.startswith(b"PK\6\6"):
+            raise zipfile.BadZipFile("it does not end as a large zip does")
+        size = END64.unpack(tail[: END64.size])[8]
+    if size > MAX_DIRECTORY:
+        raise zipfile.BadZipFile(f"its list of entries has {size} bytes, at most {MAX_DIRECTORY} are read")
+    return zipfile.ZipFile(path)
+
+
+def path_problems(name: str) -> Iterator[str]:
+    """Find what keeps a path from being written, or from meaning the same, on every system.
+
+    Args:
+        name: path inside a bundle, with ``/``.
+
+    Yields:
+        At most one message, without the name.
+    """
+    parts = name.split("/")
+    if len(parts) > MAX_DEPTH or len(name) > MAX_NAME:
+        yield f"has a path of {len(parts)} parts and {len(name)} characters; at most {MAX_DEPTH} and {MAX_NAME}"
+    elif any(not PART.fullmatch(part) or DEVICE.fullmatch(part) for part in parts):
+        yield "has a name that not every system can write; use letters, digits and ._-"
+
+
+def zip_problems(archive: zipfile.ZipFile, most: float = MAX_BYTES) -> Iterator[str]:
     """Find what would make unpacking an archive unsafe, from its directory alone.
 
     Args:
         archive: the open zip.
+        most: bytes that it may have when it is unpacked.
 
     Yields:
         One message for each problem.
@@ -37,9 +89,12 @@ def zip_problems(archive: zipfile.ZipFile) -> Iterator[str]:
         return
     if entries and (min(entry.header_offset for entry in entries) != 0 or archive.comment):
         yield "has something before its first entry or after its last: programs would find other files in it"
+    unsafe = [problem for entry in entries for problem in _entry_problems(entry)]
+    yield from unsafe
+    if unsafe:
+        return  # names that are refused may be too long to compare
     seen: dict[str, str] = {}
     for entry in entries:
-        yield from _entry_problems(entry)
         same = unicodedata.normalize("NFC", entry.orig_filename.rstrip("/")).casefold()
         if same in seen:
             yield f"entry {entry.orig_filename!r} comes twice, also as {seen[same]!r}: one would replace the other"
@@ -50,34 +105,37 @@ def zip_problems(archive: zipfile.ZipFile) -> Iterator[str]:
                 yield f"entry {seen[str(parent)]!r} is both a file and the folder of {seen[name]!r}"
     total, packed = sum(entry.file_size for entry in entries), sum(entry.compress_size for entry in entries)
     size = Path(archive.filename).stat().st_size if archive.filename else packed
-    if total > MAX_BYTES:
-        yield f"declares {total / 2**30:.0f} GiB unpacked, at most {MAX_BYTES // 2**30} are accepted: a zip bomb"
+    if total > most:
+        yield f"declares {total / 2**30:.3g} GiB unpacked, at most {most / 2**30:.3g} are accepted: a zip bomb"
     if packed > size:
         yield f"its entries claim {packed} packed bytes, but the file has {size}: they overlap, a zip bomb"
     tops = {PurePosixPath(entry.filename).parts[0] for entry in entries if entry.filename.strip("/")}
-    if len(tops) != 1:
-        yield f"has {len(tops)} entries at the top, expected the one folder of a bundle"
+    if len(tops) != 1 or min(tops).startswith((".", "-")):
+        yield f"has {len(tops)} entries at the top ({', '.join(sorted(tops)[:2])}), expected the one folder of a bundle"
 
 
 def _entry_problems(entry: zipfile.ZipInfo) -> Iterator[str]:
     name = entry.orig_filename
+    shown = repr(name[:MAX_NAME])
     parts = name.removesuffix("/").split("/")
     if name.startswith("/") or ":" in parts[0] or "\\" in name or ".." in parts:
-        yield f"entry {name!r} leaves the folder it is unpacked to (zip slip)"
-    elif not all(PART.fullmatch(part) for part in parts):
-        yield f"entry {name!r} has a name that not every system can write; use letters, digits and ._-"
+        yield f"entry {shown} leaves the folder it is unpacked to (zip slip)"
+    else:
+        yield from (f"entry {shown} {problem}" for problem in path_problems(name.removesuffix("/")))
+    if entry.filename != name:
+        yield f"entry {shown} has a second name, {entry.filename[:MAX_NAME]!r}"
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind == stat.S_IFLNK:
-        yield f"entry {name!r} is a symbolic link; a bundle holds plain files"
+        yield f"entry {shown} is a symbolic link; a bundle holds plain files"
     elif kind not in (*FILES, stat.S_IFDIR) or (kind == stat.S_IFDIR and not name.endswith("/")):
-        yield f"entry {name!r} is no plain file"
+        yield f"entry {shown} is no plain file"
     if entry.flag_bits & 0x1:
-        yield f"entry {name!r} is encrypted; pack it without a password"
+        yield f"entry {shown} is encrypted; pack it without a password"
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        yield f"entry {name!r} is packed by method {entry.compress_type}; use deflate"
+        yield f"entry {shown} is packed by method {entry.compress_type}; use deflate"
     if entry.file_size > SMALL and entry.file_size > MAX_RATIO * entry.compress_size:
         yield (
-            f"entry {name!r} grows from {entry.compress_size} to {entry.file_size} bytes, more than {MAX_RATIO} "
+            f"entry {shown} grows from {entry.compress_size} to {entry.file_size} bytes, more than {MAX_RATIO} "
             "times: a zip bomb"
         )
 
@@ -93,15 +151,14 @@ def unpack(archive: zipfile.ZipFile, folder: Path) -> Iterator[str]:
         One message for each entry that is damaged.
     """
     for entry in tqdm(archive.infolist(), desc="unpacking", leave=False, disable=None):
-        target = folder / entry.filename
         if entry.is_dir():
-            target.mkdir(parents=True, exist_ok=True)
-            continue
+            continue  # folders come with their files; a bundle has no use for empty ones
+        target = folder / entry.filename
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with archive.open(entry) as source, open(target, "xb") as file:
                 _copy(source, file, entry.file_size)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError, OSError) as error:
             yield f"entry {entry.filename!r} is damaged ({error}); download the zip again"
 
 

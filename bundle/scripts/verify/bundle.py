@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .allowed import AllowList
-from .archive import unpack, zip_problems
+from .archive import open_zip, unpack, zip_problems
 from .code import OURS, code_problems
 from .configs import config_problems, plain_problems, read_config
 from .metadata import metadata_problems, schema_of
 from .sandbox import trial_problems
 from .snapshot import copy_files, list_files, private_folder
-from .sums import SUMS, name_problems, read_sums, sum_problems
-from .texts import logging_problems, requirement_problems
+from .sums import SUMS, name_problems, read_sums, size_problems, sum_problems
+from .texts import document_problems, logging_problems, requirement_problems
 from .torchscript import torchscript_problems
 from .weights import arrays_problems, weights_problems
 
@@ -28,6 +28,7 @@ def verify(
     *,
     allow: str | Sequence[str] = (),
     trust_code: bool = False,
+    max_gb: float = 16,
     memory_gb: float = 16,
     seconds: float = 600,
 ) -> None:
@@ -40,13 +41,15 @@ def verify(
         bundle: a released zip, or the folder of a bundle.
         allow: names that the configuration may use besides those of docs/verify.md, separated by commas.
         trust_code: accept Python files that differ from those of this installation; read them first.
+        max_gb: size above which a bundle is refused, packed or unpacked.
         memory_gb: address space for trying the network.
         seconds: after which trying the network is given up.
 
     Raises:
         ValueError: what is wrong, each with its file and its cure.
     """
-    with verified(bundle, allow=allow, trust_code=trust_code, memory_gb=memory_gb, seconds=seconds) as folder:
+    settings = {"allow": allow, "trust_code": trust_code, "max_gb": max_gb, "memory_gb": memory_gb, "seconds": seconds}
+    with verified(bundle, **settings) as folder:
         count = len(read_sums(folder)[0])
     print(f"{bundle}: {count} files as released; configuration, code and weights accepted; the stored case gives the")
     print("expected answer; MONAI finds no fault with metadata, shapes and properties.")
@@ -60,6 +63,7 @@ def verified(
     sha256: str | None = None,
     allow: str | Sequence[str] = (),
     trust_code: bool = False,
+    max_gb: float = 16,
     memory_gb: float = 16,
     seconds: float = 600,
 ) -> Iterator[Path]:
@@ -71,6 +75,7 @@ def verified(
         sha256: expected sum of the zip, or of a folder's ``SHA256SUMS``, which names all others.
         allow: see `verify`.
         trust_code: see `verify`.
+        max_gb: see `verify`.
         memory_gb: see `verify`.
         seconds: see `verify`.
 
@@ -85,7 +90,7 @@ def verified(
     if not source.exists():
         raise FileNotFoundError(f"{bundle}: there is no such zip or folder.")
     with private_folder(parent) as private:
-        folder = _copy_of(source, private, sha256)
+        folder = _copy_of(source, private, sha256, max_gb * 2**30)
         sums, _ = read_sums(folder)
         refuse(source, "its files are not the released ones", sum_problems(folder, sums))
         more = tuple(allow.split(",")) if isinstance(allow, str) else tuple(allow)
@@ -113,33 +118,42 @@ def refuse(source: str | Path, reason: str, problems: Iterable[str]) -> None:
     found = list(dict.fromkeys(problems))
     if found:
         more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
-        raise ValueError("\n  ".join([f"{source}: {reason}:", *found[:SHOWN], *more]))
+        raise ValueError("\n  ".join([f"{source}: {reason}:", *map(_printable, found[:SHOWN]), *more]))
 
 
-def _copy_of(source: Path, private: Path, sha256: str | None) -> Path:
+def _printable(text: str) -> str:
+    """Text that a terminal shows and does not obey."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _copy_of(source: Path, private: Path, sha256: str | None, most: float) -> Path:
     """Put the listed files of a zip or a folder into the private folder, below a folder of the bundle's name."""
     content = private / "content"
     content.mkdir()
     if source.is_dir():
-        return _copy_of_folder(source, content / source.name, sha256)
+        return _copy_of_folder(source, content / source.name, sha256, most)
+    if not source.is_file():
+        raise ValueError(f"{source}: is neither a zip nor a folder.")
+    if source.stat().st_size > most:
+        raise ValueError(f"{source}: has more than {most / 2**30:.3g} GiB; if you expect that, give more --max_gb.")
     copy_files(source.parent, [source.name], private / "zip")
     copy = private / "zip" / source.name
     _expect(copy, sha256)
     try:
-        archive = zipfile.ZipFile(copy)
+        archive = open_zip(copy)
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise ValueError(f"{source}: is no complete zip ({error}); download it again.") from error
     with archive:
-        refuse(source, "the zip is not safe to unpack; nothing was unpacked", zip_problems(archive))
+        refuse(source, "the zip is not safe to unpack; nothing was unpacked", zip_problems(archive, most))
         refuse(source, "the zip is damaged", unpack(archive, content))
     copy.unlink()
     (folder,) = content.iterdir()
-    _released_files(source, folder)
+    _released_files(source, folder, most, clone=False)
     return folder
 
 
-def _copy_of_folder(source: Path, folder: Path, sha256: str | None) -> Path:
-    sums = _released_files(source, source)
+def _copy_of_folder(source: Path, folder: Path, sha256: str | None, most: float) -> Path:
+    sums = _released_files(source, source, most, clone=True)
     try:
         copy_files(source, [*sums, SUMS], folder)
     except OSError as error:
@@ -149,11 +163,13 @@ def _copy_of_folder(source: Path, folder: Path, sha256: str | None) -> Path:
     return folder
 
 
-def _released_files(source: Path, folder: Path) -> dict[str, str]:
+def _released_files(source: Path, folder: Path, most: float, *, clone: bool) -> dict[str, str]:
     """The sums of a folder that has the files of a bundle and no others."""
-    names, problems = list_files(folder)
+    names, problems = list_files(folder, clone=clone)
     sums, unreadable = read_sums(folder)
-    refuse(source, "its files are not the released ones", [*problems, *unreadable, *name_problems(names, sums)])
+    reason = "its files are not the released ones"
+    refuse(source, reason, [*problems, *unreadable, *name_problems(names, sums, clone=clone)])
+    refuse(source, reason, size_problems(folder, sums, most))
     return sums
 
 
@@ -170,28 +186,39 @@ def _expect(file: Path, sha256: str | None) -> None:
 def _content(folder: Path, sums: Iterable[str], allowed: AllowList, trust_code: bool) -> Iterator[str]:
     """Judge what is in the files, by reading alone."""
     for name in sums:
-        path = folder / name
-        if name.startswith("configs/") and path.suffix == ".conf":
-            yield from (f"{name}, {problem}" for problem in logging_problems(path))
-        elif name.startswith("configs/"):
-            yield from (f"{name}, {problem}" for problem in config_problems(path, allowed))
-        elif name.startswith("models/") and path.suffix == ".json":
-            yield from (f"{name}: {problem}" for problem in plain_problems(path))
-        elif name == "requirements.txt":
-            yield from (f"{name}, {problem}" for problem in requirement_problems(path))
-        elif name.startswith("models/") and path.suffix == ".pt":
-            yield from (f"{name}: {problem}" for problem in weights_problems(path))
-        elif name.startswith("models/") and path.suffix == ".ts":
-            yield from (f"{name}: {problem}" for problem in torchscript_problems(path, folder / "models" / "model.pt"))
-        elif name.startswith("models/") and path.suffix == ".npz":
-            yield from (f"{name}: {problem}" for problem in arrays_problems(path))
-    yield from metadata_problems(folder)
+        joint = ", " if name.startswith("configs/") or name == "requirements.txt" else ": "
+        yield from _judged(name, (f"{name}{joint}{problem}" for problem in _problems(folder, name, allowed)))
+    yield from _judged("configs/metadata.json", metadata_problems(folder))
     if not trust_code:
         yield from code_problems(folder, list(sums), _version(folder))
 
 
-def _version(folder: Path) -> str:
+def _judged(name: str, problems: Iterator[str]) -> Iterator[str]:
+    """The problems of a file; one that cannot even be judged is refused as well."""
     try:
-        return str(read_config(folder / "configs" / "metadata.json")["version"])
+        yield from problems
+    except Exception as error:  # whatever a reader meets in a file that is made to confuse it
+        yield f"{name}: cannot be judged ({type(error).__name__}: {error}); do not use this bundle"
+
+
+def _problems(folder: Path, name: str, allowed: AllowList) -> Iterator[str]:
+    """What is wrong with a file of a bundle, by its place and its ending; code is judged by itself."""
+    path = folder / name
+    place, suffix = name.partition("/")[0] if "/" in name else "", path.suffix
+    if place == "configs":
+        return logging_problems(path) if suffix == ".conf" else config_problems(path, allowed)
+    if place == "models":
+        if suffix == ".ts":
+            return torchscript_problems(path, folder / "models" / "model.pt")
+        return {".json": plain_problems, ".pt": weights_problems, ".npz": arrays_problems}[suffix](path)
+    if name == "requirements.txt":
+        return requirement_problems(path, allowed.more)
+    return iter(()) if place == "scripts" else document_problems(path)
+
+
+def _version(folder: Path) -> str:
+    """The nny that released a bundle, as the bundle says."""
+    try:
+        return str(read_config(folder / "configs" / "metadata.json")["supported_apps"]["nny"])
     except (ValueError, KeyError, TypeError):
-        return "unknown"
+        return "that released it"

@@ -17,7 +17,7 @@ def code_problems(folder: Path, names: Sequence[str], version: str) -> Iterator[
     Args:
         folder: the private copy of the bundle.
         names: its files.
-        version: the version of the bundle, for the message.
+        version: the version of nny that released it, for the message.
 
     Yields:
         One message for each file that is neither ours nor a shorter list of our imports.
@@ -33,7 +33,7 @@ def code_problems(folder: Path, names: Sequence[str], version: str) -> Iterator[
             what = "differs from" if own.is_file() else "is not part of"
             yield (
                 f"{name}: {what} this installation, and what code does cannot be judged without running it; use the "
-                f"nny of version {version}, or read the file and add --trust_code"
+                f"nny {version}, or read the file and try it with `nny verify … --trust_code`"
             )
 
 
@@ -57,8 +57,15 @@ def _statements(source: bytes) -> set[str]:
         if isinstance(node, ast.ImportFrom):
             head = f"from {'.' * node.level}{node.module or ''} import"
             found |= {f"{head} {ast.unparse(alias)}" for alias in node.names}
-        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.List | ast.Tuple):
-            found |= {f"{ast.unparse(node.targets)} {ast.unparse(element)}" for element in node.value.elts}
+        elif isinstance(node, ast.Assign) and _is_list_of_names(node):
+            found |= {f"__all__ {name}" for name in ast.literal_eval(node.value)}
         else:
             found.add(ast.unparse(node))
     return found
+
+
+def _is_list_of_names(node: ast.Assign) -> bool:
+    """Whether a statement is ``__all__ = ["a", "b"]``; another target, such as ``f().x = []``, would be run."""
+    target, *others = node.targets
+    named = isinstance(target, ast.Name) and target.id == "__all__" and not others
+    return named and isinstance(node.value, ast.List) and all(isinstance(e, ast.Constant) for e in node.value.elts)

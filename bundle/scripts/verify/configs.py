@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,24 @@ import yaml
 from .allowed import LOADING, READERS, WRITERS, AllowList
 from .expressions import expression_problems
 
-MAX_BYTES = 5 * 2**20
+MAX_BYTES = {".json": 5 * 2**20, ".yaml": 2**20}  # YAML takes its time
 MAX_VALUES = 200_000  # a merged configuration has some 600
 MAX_DEPTH = 60
 MACRO = re.compile(r"%\w+(?:(?:::|#)\w+)*", re.ASCII)
 LOADERS = {"LoadImage", "LoadImaged"}
 SPECIAL = {"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"}
+MERGE = "tag:yaml.org,2002:merge"
 CURE = "docs/verify.md says what is accepted; do not run this bundle"
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data; without merge keys, as copies of copies fill the memory before anyone can count them."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuse merge keys where they would be unfolded."""
+        if any(key.tag == MERGE for key, _ in node.value):
+            raise yaml.constructor.ConstructorError(problem="merge keys (<<) are not read")
+        super().flatten_mapping(node)
 
 
 def read_config(path: Path) -> Any:
@@ -34,11 +46,12 @@ def read_config(path: Path) -> Any:
     Raises:
         ValueError: the file is too large, no text, or holds more than plain data.
     """
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"has {path.stat().st_size} bytes, at most {MAX_BYTES} are read")
+    most = MAX_BYTES[path.suffix]
+    if path.stat().st_size > most:
+        raise ValueError(f"has {path.stat().st_size} bytes, at most {most} are read")
     try:
-        text = path.read_bytes().decode("utf-8")
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        text = path.read_bytes().decode("ascii")  # MONAI reads it in the system's encoding, which may see other lines
+        return json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         first = str(error).splitlines()
         raise ValueError(f"is not plain {path.suffix[1:]}: {first[0] if first else type(error).__name__}") from error
@@ -105,6 +118,8 @@ def content_problems(content: Any, allowed: AllowList) -> Iterator[str]:
             left.extend((_join(where, i), child) for i, child in enumerate(value))
         elif isinstance(value, str):
             yield from (f"{where}: {_short(value)} {found}; {CURE}" for found in _text_problems(value, allowed))
+        elif value is not None and not isinstance(value, int | float | date):
+            yield f"{where}: is a {type(value).__name__}, which is no plain value; {CURE}"
 
 
 def _key_problems(key: str | int, parent: dict[Any, Any], allowed: AllowList) -> Iterator[str]:
@@ -119,6 +134,8 @@ def _key_problems(key: str | int, parent: dict[Any, Any], allowed: AllowList) ->
         yield f"is no argument of {parent['_target_']} that is accepted"
     elif name == "allow_pickle":
         yield "lets files run code"
+    elif name == "compile_kwargs":
+        yield "may name the compiler that torch.compile starts"
     elif name == "_target_":
         if not allowed.target(value):
             yield f"_target_ {_short(value)} is not on the list of allowed names"

@@ -86,6 +86,8 @@ def _node_problems(node: ast.AST, allowed: AllowList, called: bool = False) -> I
         yield from _node_problems(node.func, allowed, called=True)
         if ast.unparse(node.func) == ONCE and not (node.args and _is_dotted(node.args[0])):
             yield f"{ONCE} calls something without a name"
+        if isinstance(node.func, ast.Name) and any(keyword.arg in ("key", None) for keyword in node.keywords):
+            yield f"{node.func.id} calls its key"
         for child in (*node.args, *node.keywords):
             yield from _node_problems(child, allowed)
     elif isinstance(node, ast.Attribute):

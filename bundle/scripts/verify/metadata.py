@@ -59,7 +59,7 @@ def metadata_problems(folder: Path) -> Iterator[str]:
     if own.is_file() and _content(own) != schema:
         yield f"docs/schema.json: is not the schema that configs/metadata.json names; {CURE}"
     version, changelog = metadata.get("version"), metadata.get("changelog")
-    if not isinstance(changelog, dict) or version not in changelog:
+    if not isinstance(changelog, dict) or str(version) not in changelog:
         yield f"configs/metadata.json: the changelog says nothing of version {version}; {CURE}"
 
 

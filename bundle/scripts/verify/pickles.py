@@ -6,6 +6,7 @@ import io
 import math
 import pickle
 import pickletools
+import struct
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -32,14 +33,20 @@ WORDS = """
     TUPLE1 TUPLE2 TUPLE3 SETITEM SETITEMS APPEND APPENDS BINUNICODE SHORT_BINUNICODE BININT BININT1 BININT2 LONG1
     BINFLOAT BINPUT LONG_BINPUT BINGET LONG_BINGET MEMOIZE FRAME"""
 OPCODES = frozenset(WORDS.split())
-MAX_PICKLE = 64 * 2**20
+MAX_PICKLE = 8 * 2**20  # bytes, each of which may ask for 64
+MAX_DIMS, MAX_NUMBER = 16, 2**48
 DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
     pickle.UnpicklingError,
+    struct.error,
+    AttributeError,
     EOFError,
     LookupError,
-    RecursionError,
+    MemoryError,
+    OSError,
+    OverflowError,
+    RuntimeError,  # RecursionError, NotImplementedError
     SyntaxError,
     TypeError,
     ValueError,
@@ -81,6 +88,9 @@ def pickle_problems(data: bytes, accepted: Callable[[str], bool], opcodes: Set[s
     Yields:
         One message for each kind of opcode and each name.
     """
+    if len(data) > MAX_PICKLE:
+        yield f"its pickle has {len(data)} bytes, at most {MAX_PICKLE} are read"
+        return
     refused = set()
     end = 0
     try:
@@ -97,6 +107,17 @@ def pickle_problems(data: bytes, accepted: Callable[[str], bool], opcodes: Set[s
     if end < len(data) and not refused:
         refused.add(f"its pickle is followed by {len(data) - end} more bytes")
     yield from sorted(refused)
+
+
+def read_pickle(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Read an entry of an archive, or no more of it than `pickle_problems` needs to refuse it.
+
+    Args:
+        archive: the open zip.
+        name: its entry.
+    """
+    with archive.open(name) as file:
+        return file.read(MAX_PICKLE + 1)
 
 
 def read_records(data: bytes, stand_in: Callable[[str], Any] | None = None) -> Any:
@@ -134,8 +155,10 @@ class _Records(pickle.Unpickler):
 
 
 def _record(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> TensorRecord:
+    if len(shape) > MAX_DIMS or len(shape) != len(strides):
+        raise pickle.UnpicklingError(f"a tensor has {len(shape)} dimensions and {len(strides)} strides")
     numbers = (offset, *shape, *strides)
-    if not isinstance(storage, Storage) or not all(type(n) is int and n >= 0 for n in numbers):
+    if not isinstance(storage, Storage) or not all(type(n) is int and 0 <= n < MAX_NUMBER for n in numbers):
         raise pickle.UnpicklingError("a tensor is described in another way than torch does")
     return TensorRecord(storage, offset, tuple(shape), tuple(strides))
 

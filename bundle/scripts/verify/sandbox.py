@@ -1,4 +1,4 @@
-"""Starts the trial of a bundle in a process with little: time, memory, an empty home, no accelerator."""
+"""Starts the trial of a bundle in a process with little: time, memory, an empty home, no accelerator, no way out."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def trial_problems(folder: Path, work: Path, schema: Path, *, memory_gb: float, 
 
 
 def _read(text: str, died: int | None, seconds: float, memory_gb: float) -> Iterator[str]:
-    results = [json.loads(line) for line in text.splitlines()]
+    results = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
     for result in results:
         if result["problem"]:
             file, cure = CHECKS[result["check"]]
             yield f"{file}: {result['problem']}; {cure}"
     if died is None:
         yield f"configs/inference.yaml: the network was not done in {seconds:g} s; give more --seconds if you trust it"
-    elif died != 0:
+    elif died != 0 or (len(results) < len(CHECKS) and not any(result["problem"] for result in results)):
         name = list(CHECKS)[min(len(results), len(CHECKS) - 1)]
         yield (
             f"{CHECKS[name][0]}: the process that tried it ended with {died}; with a large network give more than "

@@ -20,7 +20,7 @@ CLONES = (".git", ".cache")  # what git and Hugging Face keep beside a bundle's 
 
 @contextmanager
 def private_folder(parent: str | Path | None = None) -> Iterator[Path]:
-    """Make a folder that only this user can read, and remove it whatever happens, SIGTERM included.
+    """Make a folder that only this user can read, and remove it whatever happens, SIGTERM and SIGHUP included.
 
     Args:
         parent: where to make it; None for the system's temporary folder.
@@ -29,25 +29,28 @@ def private_folder(parent: str | Path | None = None) -> Iterator[Path]:
         The folder.
     """
     in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _leave) if in_main else None
+    ends = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if in_main and hasattr(signal, name)]
+    watched = [number for number in ends if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores one
+    before = {number: signal.signal(number, _leave) for number in watched}
     folder = Path(tempfile.mkdtemp(prefix=".nny-", dir=parent))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        if in_main:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def list_files(folder: Path) -> tuple[list[str], list[str]]:
+def list_files(folder: Path, *, clone: bool) -> tuple[list[str], list[str]]:
     """List the files of a bundle's folder, without following a link.
 
     Args:
-        folder: the bundle. Folders of git and Hugging Face at its top are left out.
+        folder: the bundle.
+        clone: leave out what git and Hugging Face keep at its top; a zip has none of it, and git would run it.
 
     Returns:
         Paths relative to the folder with ``/``, sorted; and one message for each entry that is no plain file.
@@ -58,7 +61,7 @@ def list_files(folder: Path) -> tuple[list[str], list[str]]:
             name = Path(entry.path).relative_to(folder).as_posix()
             mode = entry.stat(follow_symlinks=False).st_mode
             if stat.S_ISDIR(mode):
-                if name not in CLONES:
+                if not (clone and name in CLONES):
                     folders.append(Path(entry.path))
             elif stat.S_ISREG(mode):
                 files.append(name)

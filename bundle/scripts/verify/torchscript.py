@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .archive import zip_problems
+from .archive import open_zip, zip_problems
 from .pickles import (
     CURE,
     DAMAGED,
     GLOBALS,
-    MAX_PICKLE,
     TensorRecord,
     pickle_problems,
+    read_pickle,
     read_records,
     record_problems,
 )
@@ -28,6 +28,9 @@ HOLDERS = {"data": True, "constants": True, "traced_inputs": False}  # pickles, 
 REFUSED_OPERATORS = {"from_file", "save", "load", "manual_seed", "read_file", "write_file", "Print", "open"}
 ROOTS = {"torch", "ops"}
 NAMESPACES = {"aten", "prim", "quantized"}
+CLASSES = "__torch__.torch.classes"  # written in C++; some open files and connections
+MAX_CODE = 4 * 2**20  # bytes of a module's text
+MAX_PATH = 2000  # characters; modules within modules
 OPCODES = PLAIN_OPCODES | {"NEWOBJ"}  # modules; only our stand-in is ever built
 
 
@@ -45,10 +48,10 @@ def torchscript_problems(path: Path, weights: Path) -> Iterator[str]:
         One message for each reason not to load it.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             found = list(zip_problems(archive)) or sorted(set(_content_problems(archive)))
             if not found and not list(weights_problems(weights)):
-                with zipfile.ZipFile(weights) as other:
+                with open_zip(weights) as other:
                     found = list(_other_numbers(archive, other))
     except DAMAGED as error:
         found = [f"is not what torch.jit.save writes ({type(error).__name__}: {error})"]
@@ -64,7 +67,7 @@ def _content_problems(archive: zipfile.ZipFile) -> Iterator[str]:
             if needed:
                 yield f"has no {holder}.pkl"
             continue
-        data = archive.read(name) if stored[name] <= MAX_PICKLE else b""
+        data = read_pickle(archive, name)
         problems = list(pickle_problems(data, _accepted, OPCODES))
         yield from problems
         if not problems:
@@ -73,7 +76,8 @@ def _content_problems(archive: zipfile.ZipFile) -> Iterator[str]:
     known = {f"{root}/{holder}.pkl" for holder in HOLDERS}
     for name in stored:
         if name.endswith(".py"):
-            yield from code_problems(archive.read(name))
+            too_large = stored[name] > MAX_CODE
+            yield from [f"{name} has {stored[name]} bytes"] if too_large else code_problems(archive.read(name))
         elif name.endswith(".pkl") and name not in known:
             yield f"holds another pickle, {name}"
 
@@ -101,6 +105,8 @@ def _numbers(archive: zipfile.ZipFile, folder: str, record: TensorRecord) -> byt
 
 
 def _accepted(name: str) -> bool:
+    if name.startswith(CLASSES):
+        return False
     return name in GLOBALS or name.startswith(("__torch__.", "__torch__ ", f"{HELPERS} "))
 
 
@@ -126,7 +132,7 @@ def code_problems(source: bytes) -> Iterator[str]:
         name = ast.unparse(node)
         parts = name.split(".")
         outside = parts[0] == "ops" and len(parts) > 2 and parts[1] not in NAMESPACES
-        if outside or (parts[0] in ("ops", "torch") and parts[-1] in REFUSED_OPERATORS):
+        if outside or name == CLASSES or (parts[0] in ("ops", "torch") and parts[-1] in REFUSED_OPERATORS):
             yield f"its code uses the operator {name}"
 
 
@@ -159,6 +165,8 @@ def _tensors(value: Any) -> dict[str, TensorRecord]:
     left, seen = [("", value)], set()
     while left:
         name, item = left.pop()
+        if len(name) > MAX_PATH:
+            raise ValueError(f"{name[:50]}… lies too deep")
         if isinstance(item, TensorRecord):
             found[name] = item
             continue

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import resource
+import runpy
 import shutil
 import sys
 import warnings
@@ -30,6 +31,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (job["bytes"], job["bytes"]))
     resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE, MAX_FILE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    runpy.run_path(str(Path(__file__).with_name("confine.py")))["confine"](job["work"])  # `scripts` is the bundle's
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is not a finding
     warnings.simplefilter("ignore")
@@ -49,6 +51,8 @@ def _problem_of(check: Callable[[], str]) -> str:
         return check()
     except MemoryError:
         return "needs more memory than it is given"
+    except SystemExit:
+        return "ends the program"
     except Exception as error:
         while error.__cause__ is not None:
             error = error.__cause__
@@ -105,6 +109,8 @@ class Bundle:
         expected = self.case["logits"]
         if logits.shape != expected.shape:
             return f"the stored case gives logits of shape {tuple(logits.shape)}, expected {tuple(expected.shape)}"
+        if not torch.isfinite(expected).all():
+            return "the stored answer has values that are no numbers"
         off, scale = (logits - expected).abs().max().item(), max(expected.abs().max().item(), 1.0)
         if not off <= TOLERANCE * scale:
             return (

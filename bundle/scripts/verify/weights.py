@@ -9,11 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
-from .archive import zip_problems
-from .pickles import CURE, DAMAGED, GLOBALS, MAX_PICKLE, TensorRecord, pickle_problems, read_records, record_problems
+from .archive import open_zip, zip_problems
+from .pickles import (
+    CURE,
+    DAMAGED,
+    GLOBALS,
+    TensorRecord,
+    pickle_problems,
+    read_pickle,
+    read_records,
+    record_problems,
+)
 
 NEEDED, OPTIONAL = {"image", "logits"}, {"clinical"}
 MAX_ARRAY = 2**30  # bytes
+MAX_HEADER = 2**16
 READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -27,7 +37,7 @@ def weights_problems(path: Path) -> Iterator[str]:
         One message for each reason not to load it.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             found = list(zip_problems(archive)) or list(_content_problems(archive))
             damaged = None if found else archive.testzip()
             found += [f"{damaged} in it is damaged"] if damaged else []
@@ -43,7 +53,7 @@ def _content_problems(archive: zipfile.ZipFile) -> Iterator[str]:
         yield f"holds the pickles {pickles}, expected data.pkl alone"
         return
     stored = {i.filename: i.file_size for i in archive.infolist()}
-    data = archive.read(pickles[0]) if stored[pickles[0]] <= MAX_PICKLE else b""
+    data = read_pickle(archive, pickles[0])
     problems = list(pickle_problems(data, GLOBALS.__contains__))
     if problems:
         yield from problems
@@ -69,7 +79,7 @@ def arrays_problems(path: Path) -> Iterator[str]:
         One message for each reason not to load it.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             found = list(_array_names(archive)) or [
                 f for entry in archive.infolist() for f in _header_problems(archive, entry)
             ]
@@ -87,6 +97,9 @@ def _array_names(archive: zipfile.ZipFile) -> Iterator[str]:
 
 
 def _header_problems(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[str]:
+    if entry.file_size > MAX_ARRAY + MAX_HEADER:
+        yield f"{entry.filename}: has {entry.file_size} bytes, at most {MAX_ARRAY} are read"
+        return
     with archive.open(entry) as file:
         version = np.lib.format.read_magic(file)
         if version not in READ_HEADER:
