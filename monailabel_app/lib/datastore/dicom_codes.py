@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pydicom.sr.coding import Code
@@ -12,16 +12,18 @@ from skimage.color import lab2rgb, rgb2lab
 
 ANATOMY = Code("123037004", "SCT", "Anatomical Structure")
 ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")
+SIDES = {"left": Code("7771000", "SCT", "Left"), "right": Code("24028007", "SCT", "Right")}
 Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a label is: category and type as codes, and the colour that viewers should show it in (RGB, 0 to 255)."""
+    """What a label is: category, type and side as codes, and the colour that viewers should show it in (0 to 255)."""
 
     category: Code
     kind: Code
     colour: Colour
+    side: Code | None = None
 
 
 def _anatomy(value: str, meaning: str, colour: Colour) -> Meaning:
@@ -37,6 +39,7 @@ MEANINGS = {
     "liver": _anatomy("10200004", "Liver", (221, 130, 101)),
     "mass": _abnormal("4147007", "Mass", (144, 238, 144)),
     "lesion": _abnormal("52988006", "Lesion", (250, 250, 90)),
+    "enhancing tumour": _abnormal("108369006", "Neoplasm", (180, 120, 240)),
     "cyst": _abnormal("367643001", "Cyst", (205, 205, 100)),
     "necrosis": _abnormal("6574001", "Necrosis", (216, 191, 216)),
     "edema": _abnormal("79654002", "Edema", (140, 224, 228)),
@@ -76,6 +79,8 @@ ALIASES = {
     "la": "left atrium",
     "ra": "right atrium",
     "myo": "myocardium",
+    "enhancing tumor": "enhancing tumour",
+    "necrotic core": "necrosis",
     "oedema": "edema",
     "oesophagus": "esophagus",
     "urinary bladder": "bladder",
@@ -93,6 +98,11 @@ def meaning_of(name: str) -> Meaning:
     known = canonical(name)
     if known in MEANINGS:
         return MEANINGS[known]
+    side, _, organ = known.partition(" ")
+    if side in SIDES and canonical(organ) in MEANINGS:
+        found = MEANINGS[canonical(organ)]
+        red, green, blue = found.colour
+        return replace(found, side=SIDES[side], colour=found.colour if side == "left" else (red, blue, green))
     digest = hashlib.sha256(known.encode()).hexdigest()
     return Meaning(ANATOMY, Code(digest[:12].upper(), "99NNY", name[:64]), PALETTE[int(digest, 16) % len(PALETTE)])
 

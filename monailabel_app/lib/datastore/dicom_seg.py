@@ -193,5 +193,8 @@ def _describe(number: int, name: str, origin: Origin) -> hd.seg.SegmentDescripti
         algorithm_type="SEMIAUTOMATIC" if origin.corrected else "AUTOMATIC",
         algorithm_identification=algorithm,
     )
+    if meaning.side is not None:
+        side = hd.sr.CodedConcept.from_code(meaning.side)
+        described.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [side]
     described.RecommendedDisplayCIELabValue = lab_of(meaning.colour)
     return described
