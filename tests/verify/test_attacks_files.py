@@ -225,13 +225,14 @@ def test_trial_that_ends_before_it_is_through(tmp_path, monkeypatch, printed):
     assert "the process that tried it ended with 0" in "\n".join(problems)
 
 
-def test_private_folder_goes_away_with_the_terminal(tmp_path):
+@pytest.mark.parametrize(("before", "status"), [("SIG_DFL", 129), ("SIG_IGN", 0)])  # nohup ignores it
+def test_private_folder_goes_away_with_the_terminal(before, status, tmp_path):
     code = (
-        "import os, runpy, signal, sys\n"
+        f"import os, runpy, signal, sys\nsignal.signal(signal.SIGHUP, signal.{before})\n"
         "with runpy.run_path(sys.argv[1])['private_folder'](sys.argv[2]):\n    os.kill(os.getpid(), signal.SIGHUP)\n"
     )
     (tmp_path / "here").mkdir()
-    assert run(code, CONFINE.with_name("snapshot.py"), tmp_path / "here").returncode == 129
+    assert run(code, CONFINE.with_name("snapshot.py"), tmp_path / "here").returncode == status
     assert not list((tmp_path / "here").iterdir())
 
 
