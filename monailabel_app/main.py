@@ -95,6 +95,12 @@ class NNYApp(MONAILabelApp):
             source = find_source(name, text, self.options.output / "bundles")
             versions = Versions(self.options.output / "models" / name, source)
             tasks[name] = BundleInfer(versions=versions, clinical=self.options.clinical)
+        if any(task.labels != next(iter(tasks.values())).labels for task in tasks.values()):
+            found = ", ".join(f"{name} has {task.labels}" for name, task in tasks.items())
+            raise ValueError(
+                f"Models train on every label of the studies, but these have different ones: {found}. Serve each by "
+                "itself, on a folder of studies of its own."
+            )
         if self.options.clinical is not None and not any(task.schema for task in tasks.values()):
             table = self.options.clinical
             raise ValueError(f"No network of {', '.join(tasks)} takes clinical variables. Leave out the table {table}.")

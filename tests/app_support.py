@@ -8,6 +8,7 @@ import torch
 import yaml
 from fastapi.testclient import TestClient
 from monai.bundle import ConfigParser
+from scripts.acquisition import CaseScores
 from scripts.clinical import ClinicalTable
 from scripts.prepare.phantom import write_phantom_cohort
 from scripts.runs import inference_config
@@ -57,6 +58,17 @@ def write_studies(folder):
 def write_balls(folder, n=6):
     """Studies of balls that a tiny network learns in seconds: the images' folder; the labels are beside it."""
     return ball_dataset(folder, n) / "imagesTr"
+
+
+def scored(value):
+    """Scores of a case, told apart from others' by a value."""
+    return CaseScores(
+        scores={"entropy": value, "epistemic": value / 2},
+        class_entropy=np.array([value, 0.5], np.float32),
+        class_volume=np.array([0.1, 0.2], np.float32),
+        features=np.array([value, 1.0, 2.0], np.float32),
+        clinical=np.array([np.nan, 1.0], np.float32),
+    )
 
 
 def app(studies, **conf):

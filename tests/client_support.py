@@ -14,7 +14,7 @@ def ball_server(studies, folder):
     """Two models on a dataset of balls: ``tiny`` with random weights, ``fresh`` without any."""
     table = studies / "clinical.csv"
     bundle = f"tiny={write_run(folder / 'tiny', table=table)}"
-    bundle += f",fresh={ROOT / 'bundle'}+dataset_phantom+network_swin_next_tiny"
+    bundle += f",fresh={ROOT / 'bundle'}+{folder / 'tiny' / 'tiny.yaml'}"
     with client(studies / "imagesTr", folder, bundle=bundle, clinical=table) as made:
         yield made
 

@@ -10,7 +10,7 @@ import pytest
 from scripts.prepare.phantom import PhantomOptions, make_phantom
 from scripts.prepare.phantom_dicom import Coding, write_ct_series
 
-from monailabel_app.lib.datastore.archive import Seg, made
+from monailabel_app.lib.datastore.archive import COUNT, Seg, made
 from monailabel_app.lib.datastore.dicom_seg import is_our_mask, segment_names
 from monailabel_app.lib.orthanc import find_orthanc
 
@@ -55,7 +55,12 @@ class MemoryArchive:
     def images(self):
         self._answer("images")
         return {
-            uid: {"PatientID": entry["PatientID"], "SeriesInstanceUID": uid, "StudyInstanceUID": f"1.{uid}"}
+            uid: {
+                "PatientID": entry["PatientID"],
+                "SeriesInstanceUID": uid,
+                "StudyInstanceUID": f"1.{uid}",
+                COUNT: entry.get("count", ""),
+            }
             for uid, entry in self.series.items()
         }
 
@@ -75,7 +80,7 @@ class MemoryArchive:
             folder.mkdir(parents=True)
             self.stored[uid].save_as(folder / "1.dcm", write_like_original=False)
         else:
-            shutil.copytree(self.series[uid]["folder"], folder)
+            shutil.copytree(self.series[uid]["folder"], folder, dirs_exist_ok=True)
         return folder
 
     def store(self, item):

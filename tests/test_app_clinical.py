@@ -57,6 +57,15 @@ def test_request_lies_over_the_row(table):
     np.testing.assert_array_equal(table.encode(row.values), table.encode({"age": 75}))
 
 
+@pytest.mark.parametrize("value", ["nan", "NA", float("nan"), "Unknown"])
+def test_value_that_says_unknown(table, value):
+    """In the words of the table's own cells too: the network is told nothing, and the answer says so."""
+    row = find_row(table, "HCC_001", {"clinical": {"age": value}})
+    assert "age" not in row.values
+    assert row.told["values"] == row.values
+    assert row.told["unknown"] == ["age"]
+
+
 def test_values_of_the_row_encode_to_its_vector(table):
     """An override that repeats the row changes nothing at all."""
     row = find_row(table, "HCC_003", {"clinical.age": "44"})

@@ -14,6 +14,7 @@ from monailabel.interfaces.app import MONAILabelApp
 from scripts import workflows
 
 from monailabel_app.lib.datastore import dicom as module
+from monailabel_app.lib.datastore.archive import ArchiveError
 from monailabel_app.lib.server.dicom import infer
 from monailabel_app.lib.trainers.dataset import labelled
 
@@ -56,6 +57,14 @@ def served(scans, run, table, tmp_path_factory):
         yield app(URL, bundle=run, clinical=table, output=tmp_path_factory.mktemp("out"))
 
 
+@pytest.mark.parametrize("key", ["PatientID", "SeriesInstanceUID", "StudyInstanceUID", "ts"])
+def test_what_the_archive_says_is_not_overwritten(served, scans, key):
+    store, uid = served.datastore(), scans["HCC_001"][1]
+    for update in (store.update_image_info, lambda name, info: store.update_label_info(name, "final", info)):
+        with pytest.raises(ValueError, match=f"{key} cannot be set"):
+            update(uid, {key: "../HCC_002"})
+
+
 def test_mask_is_that_of_infer_on_the_series(served, scans, run, table, tmp_path):
     for patient, (_, uid, folder) in scans.items():
         found = served.infer({"model": "tiny", "image": uid})
@@ -75,11 +84,15 @@ def test_next_sample_fetches_nothing(served, scans):
     assert sample["path"].endswith(f"{sample['id']}.nii.gz")
 
 
-def test_training_gets_labels_and_patients(served, scans, tmp_path):
+def submit(served, scans, folder):
     for phantom, uid, _ in scans.values():
-        file = tmp_path / f"{uid}.nii.gz"
+        file = folder / f"{uid}.nii.gz"
         nib.save(nib.Nifti1Image(phantom.label, phantom.geometry.affine()), file)
         served.datastore().save_label(uid, str(file), "final", {})
+
+
+def test_training_gets_labels_and_patients(served, scans, tmp_path):
+    submit(served, scans, tmp_path)
     cases = labelled(served.datastore(), ("HCC_001", "HCC_002"))
     assert {case["patient_id"] for case in cases} == set(scans)
     for case in cases:
@@ -88,6 +101,28 @@ def test_training_gets_labels_and_patients(served, scans, tmp_path):
         np.testing.assert_array_equal(np.asarray(label.dataobj), scans[case["patient_id"]][0].label)
     assert served.info()["datastore"]["completed"] == 2
     assert served.next_sample({"strategy": "random", "client_id": "b"}) == {}
+
+
+def test_label_that_cannot_be_read_is_left_out_of_training(served, scans, tmp_path, monkeypatch, caplog):
+    submit(served, scans, tmp_path)
+    store = served.datastore()
+    read, (_, broken, _) = store.get_label_uri, scans["HCC_001"]
+
+    def fractional(name, tag):
+        if name == broken:
+            raise ValueError("the segmentation is of type 'FRACTIONAL'; expected BINARY")
+        return read(name, tag)
+
+    monkeypatch.setattr(store, "get_label_uri", fractional)
+    assert [case["patient_id"] for case in labelled(store)] == ["HCC_002"]
+    assert f"{broken} is left out" in caplog.text
+    monkeypatch.setattr(store, "get_label_uri", gone)
+    with pytest.raises(ArchiveError):
+        labelled(store)
+
+
+def gone(name, tag):
+    raise ArchiveError("gone")
 
 
 def test_mask_as_dicom_segmentation(served, scans):

@@ -2,6 +2,8 @@
 
 import gzip
 import io
+import json
+import tempfile
 import zipfile
 
 import nibabel as nib
@@ -87,6 +89,28 @@ def test_label(server):
     assert server.delete("/datastore/label?id=ball_01&tag=final").status_code == 404
 
 
+def test_nothing_of_a_refused_upload_stays(server, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    refused(submit(server, ball(5)), 400, "no class")
+    refused(server.put("/datastore/image", files={"file": ("y.nii.gz", b"no")}), 400, "cannot be read")
+    refused(server.post("/infer/tiny", files={"file": ("x.nii.gz", b"no")}), 400, "cannot be read")
+    assert not list(tmp_path.iterdir())
+    assert submit(server, ball()).status_code == 200
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "ts", "id", "name", "path"])
+def test_what_the_server_relies_on(server, key):
+    assert submit(server, ball()).status_code == 200
+    info = json.dumps({"note": "seen", key: "../x"})
+    for what, form in (("image/info", "info"), ("label/info", "info"), ("updatelabelinfo", "params")):
+        query = {"image": "ball_00", "label": "ball_00", "tag": "final"}
+        before = server.get("/datastore/?output=all").json()
+        refused(server.put(f"/datastore/{what}", params=query, data={form: info}), 400, f"{key} cannot be set")
+        assert server.get("/datastore/?output=all").json() == before
+        assert server.put(f"/datastore/{what}", params=query, data={form: '{"note": "seen"}'}).status_code == 200
+
+
 def test_full_disk(server, monkeypatch):
     import errno
     import os
@@ -165,6 +189,7 @@ def test_training(server):
 def test_batch_inference(server):
     refused(server.post("/batch/infer/tiny", json={"image": "/etc/passwd"}), 400, "no parameter 'image'")
     refused(server.post("/batch/infer/tiny", json={"label_tag": "../x"}), 400, "no tag")
+    refused(server.post("/batch/infer/tiny", json={"label_tag": "final"}), 400, "nobody corrected", "'original'")
     refused(server.post("/batch/infer/other", json={}), 404, "there are tiny")
 
 

@@ -7,82 +7,18 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
-from app_support import write_balls, write_run
-from scripts.acquisition import SCORES, CaseScores
+from app_support import scored, write_balls, write_run
 from scripts.clinical import HCC_TACE_SCHEMA, ClinicalSchema, ClinicalTable
 from support import CONFIGS
 
 from monailabel_app.lib.models import find_source
 from monailabel_app.lib.scoring import background as module
 from monailabel_app.lib.scoring.background import Background
-from monailabel_app.lib.scoring.table import COLUMNS, Table
-from monailabel_app.lib.scoring.worker import from_json, to_json
+from monailabel_app.lib.scoring.table import Table
+from monailabel_app.lib.scoring.worker import to_json
 from monailabel_app.lib.versions import Versions
-
-
-def scored(value):
-    return CaseScores(
-        scores={"entropy": value, "epistemic": value / 2},
-        class_entropy=np.array([value, 0.5], np.float32),
-        class_volume=np.array([0.1, 0.2], np.float32),
-        features=np.array([value, 1.0, 2.0], np.float32),
-        clinical=np.array([np.nan, 1.0], np.float32),
-    )
-
-
-class TestTable:
-    def test_file_gives_back_every_value(self, tmp_path):
-        table = Table().extended({"a": scored(0.1), "b": scored(0.2)}).extended({"c": scored(0.3), "a": scored(0.9)})
-        table.save(tmp_path / "t.npz")
-        again = Table.load(tmp_path / "t.npz")
-        assert again.ids == ["a", "b", "c"]
-        for name in COLUMNS:
-            np.testing.assert_array_equal(again.columns[name], table.columns[name])
-        assert again.scores_of("a") == pytest.approx({"entropy": 0.1, "epistemic": 0.05})
-        assert again.scores_of("z") == {}
-
-    def test_pool_has_nan_where_nothing_is_known(self):
-        pool = Table().extended({"a": scored(0.1), "b": scored(0.2)}).pool(["b", "new", "a"])
-        np.testing.assert_allclose(pool.scores["entropy"], [0.2, np.nan, 0.1], rtol=1e-6)
-        assert np.isnan(pool.scores["tta"]).all()
-        np.testing.assert_allclose(pool.class_entropy[:, 0], [0.2, np.nan, 0.1], rtol=1e-6)
-        assert pool.distances.between([0]).shape == (3, 1)
-
-    def test_empty(self, tmp_path):
-        assert len(Table().pool(["a"]).ids) == 1
-        assert set(Table().pool(["a"]).scores) == set(SCORES)
-        assert len(Table.load(tmp_path / "none.npz")) == 0
-
-    @pytest.mark.parametrize("keep", [0, 10, 400])
-    def test_damaged_file_is_scored_again(self, tmp_path, keep):
-        file = tmp_path / "t.npz"
-        Table().extended({"a": scored(0.1)}).save(file)
-        file.write_bytes(file.read_bytes()[:keep])
-        assert len(Table.load(file)) == 0
-
-    def test_foreign_file_is_scored_again(self, tmp_path):
-        np.savez(tmp_path / "t.npz", ids=np.array(["a", "b"]), **{name: np.zeros((1, 1)) for name in COLUMNS})
-        assert len(Table.load(tmp_path / "t.npz")) == 0
-
-    def test_kill_during_the_write_leaves_the_old_file(self, tmp_path, monkeypatch):
-        file = tmp_path / "t.npz"
-        Table().extended({"a": scored(0.1)}).save(file)
-
-        def killed(*_, **__):
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(np, "savez", killed)
-        with pytest.raises(KeyboardInterrupt):
-            Table().extended({"b": scored(0.1)}).save(file)
-        assert Table.load(file).ids == ["a"]
-
-    def test_line_of_the_worker(self):
-        name, found = from_json(to_json("a", scored(0.25)))
-        assert name == "a"
-        assert found.scores == {"entropy": 0.25, "epistemic": 0.125}
-        np.testing.assert_array_equal(found.clinical, scored(0).clinical)
-        assert from_json('{"id": "b", "error": "no such file"}') == ("b", "no such file")
 
 
 class Store:
@@ -109,10 +45,12 @@ class Worker:
 
     def __init__(self):
         self.asked, self.before, self.ends_at = [], lambda case: None, None
+        self.starts = 0
 
     @contextlib.contextmanager
     def __call__(self, source, clinical):
         self.weights = source.weights
+        self.starts += 1
         yield self, self
 
     def write(self, text):
@@ -180,12 +118,43 @@ class TestBackground:
 
     def test_kill_costs_no_more_than_since_the_last_write(self, versions, worker, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "SAVE_EVERY", 0.0)
-        worker.ends_at = "c"
-        broken = background(versions, Store("abcd"), tmp_path)
-        assert "ended at c" in broken.run()["error"]
-        worker.ends_at = None
-        background(versions, Store("abcd"), tmp_path).run()
-        assert worker.asked == ["a", "b", "c", "c", "d"]
+        found, kept = background(versions, Store("abc"), tmp_path), []
+        worker.before = lambda case: kept.append(Table.load(found.file("0")).ids)
+        found.run()
+        assert kept == [[], ["a"], ["a", "b"]]
+
+    def test_image_that_ends_the_worker_costs_only_itself(self, versions, worker, tmp_path):
+        worker.ends_at = "b"
+        found = background(versions, Store("abcd"), tmp_path)
+        status = found.run()
+        assert "ended at it" in status["failed"]["b"]
+        assert (list(status["failed"]), status["error"], worker.starts) == (["b"], "", 2)
+        assert Table.load(found.file("0")).ids == found.table()[1].ids == ["a", "c", "d"]
+
+    def test_image_that_cannot_be_fetched_costs_only_itself(self, versions, worker, tmp_path):
+        store = Store("abc")
+
+        def fetched(name):
+            if name == "b":
+                raise ValueError("no regular volume")
+            return f"/images/{name}"
+
+        store.get_image_uri = fetched
+        found = background(versions, store, tmp_path)
+        status = found.run()
+        assert (status["failed"], status["error"]) == ({"b": "ValueError: no regular volume"}, "")
+        assert Table.load(found.file("0")).ids == ["a", "c"]
+        assert (worker.asked, worker.starts) == (["a", "c"], 1)
+
+    def test_what_was_scored_is_kept_when_scoring_stops(self, versions, worker, tmp_path):
+        def breaks(case):
+            if case["id"] == "c":
+                raise MemoryError("no room")
+
+        worker.before = breaks
+        found = background(versions, Store("abc"), tmp_path)
+        assert "no room" in found.run()["error"]
+        assert Table.load(found.file("0")).ids == found.table()[1].ids == ["a", "b"]
 
     def test_image_that_cannot_be_scored_does_not_stop_the_others(self, versions, worker, tmp_path):
         found = background(versions, Store(["a", "broken", "c"]), tmp_path)
@@ -215,6 +184,22 @@ class TestBackground:
         found.run()
         assert (len(worker.asked), found.table()[0]) == (4, "0")
         assert sorted(path.name.split("-")[0] for path in (tmp_path / "scores").glob("*.npz")) == ["0", "1"]
+
+    def test_scores_of_a_version_that_is_done_are_used_though_the_old_one_has_more(self, versions, worker, tmp_path):
+        store = Store("abc")
+        found = background(versions, store, tmp_path)
+        found.run()
+        store.names.remove("c")
+        worker.ends_at = "b"
+        versions.serve("1")
+        found.run()
+        assert (found.table()[0], found.table()[1].ids) == ("1", ["a"])
+        store.names.append("d")
+        used = []
+        worker.before = lambda case: used.append(found.table()[0])
+        found.run()
+        assert set(used) == {"1"}
+        assert found.table()[1].ids == ["a", "d"]
 
     def test_version_served_meanwhile_is_scored_next(self, versions, worker, tmp_path):
         worker.before = lambda case: versions.serve("1") if versions.served == "0" else None
@@ -270,20 +255,36 @@ class TestBackground:
         assert worker.asked == []
 
 
+def test_process_that_does_not_start_fails_no_image(versions, tmp_path):
+    versions.serve("1")
+    versions.source("1").weights.write_bytes(b"no weights")
+    found = background(versions, Store("ab"), tmp_path)
+    status = found.run()
+    assert "did not start" in status["error"]
+    assert (status["failed"], status["scored"]) == ({}, 0)
+
+
 def test_real_process_scores_real_images(tmp_path):
-    """Through the process, on images from disk with their patients' clinical values; a damaged one among them."""
+    """Through the process, on images from disk with their patients' values; one is damaged, at one the process ends."""
     images = Path(write_balls(tmp_path / "studies", 8))
     clinical = images.parent / "clinical.csv"
     run = write_run(tmp_path / "run", table=clinical, spacing=4.0)
     (images / "damaged.nii.gz").write_bytes(b"no image")
-    store = Store(["ball_00", "ball_01", "damaged"])
-    store.get_image_uri = lambda name: str(images / f"{name}.nii.gz")
+    store = Store(["ball_00", "ball_02", "ball_01", "damaged"])
+
+    def fetched(name):
+        for child in psutil.Process().children() if name == "ball_02" else ():
+            if "monailabel_app.lib.scoring.worker" in child.cmdline():
+                child.kill()
+        return str(images / f"{name}.nii.gz")
+
+    store.get_image_uri = fetched
     store.get_image_info = lambda name: {"PatientID": "ball_07"} if name == "ball_01" else {}
     versions = Versions(tmp_path / "models", find_source("run", str(run), tmp_path))
     found = background(versions, store, tmp_path, clinical=clinical)
     status = found.run()
     assert status["error"] == ""
-    assert list(status["failed"]) == ["damaged"]
+    assert list(status["failed"]) == ["ball_02", "damaged"]
     table = Table.load(found.file("0"))
     assert table.ids == ["ball_00", "ball_01"]
     assert np.isfinite(table.columns["scores"]).all()

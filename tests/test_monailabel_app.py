@@ -131,6 +131,15 @@ def test_two_models_answer_each_with_its_own_weights(run, studies, expected, tmp
     assert (masks["a"] != masks["b"]).any()
 
 
+@pytest.mark.parametrize("labels", ["[background, atrium]", "[background, tumour, ball]"])
+def test_models_with_other_labels_are_not_served_together(run, studies, tmp_path, labels):
+    """They would train on each other's labels: one value with two names, or one name with two values."""
+    (tmp_path / "labels.yaml").write_text(f"labels: {labels}\n")
+    other = write_run(tmp_path / "other", tmp_path / "labels.yaml", table=studies / "clinical.csv")
+    with pytest.raises(ValueError, match=r"first has \{'ball': 1\}, second has \{.*Serve each by itself"):
+        app(studies / "imagesTr", bundle=f"first={run},second={other}", output=tmp_path)
+
+
 def test_batch_inference_saves_the_mask_of_every_image(run, studies, expected, tmp_path):
     """Also where there is no GPU to deal the images to."""
     images = shutil.copytree(studies / "imagesTr", tmp_path / "images", ignore=shutil.ignore_patterns("nny", "*.json"))

@@ -45,7 +45,7 @@ def find_row(table: ClinicalTable | None, patient: str, request: Mapping[str, An
         table: the network's table; None: it takes no clinical variables.
         patient: the patient's id.
         request: the client's parameters: ``clinical`` (column to value) and ``clinical.<column>``; empty values are
-            left to the table, ``unknown`` makes a value unknown.
+            left to the table, ``unknown`` and what stands for it in the table's cells make a value unknown.
 
     Returns:
         The row.
@@ -68,6 +68,8 @@ def find_row(table: ClinicalTable | None, patient: str, request: Mapping[str, An
         values = (row or {}) | given
         values = {name: value for name, value in values.items() if str(value).strip().lower() != UNKNOWN}
         table.encode(values)  # refuses now what it would refuse during preprocessing
+        columns = {column.name: column for column in table.schema.columns}
+        values = {name: value for name, value in values.items() if not np.isnan(columns[name].parse(value))}
         told |= {"source": "request" if row is None else "table and request", "overrides": given}
     else:
         values = row or {}

@@ -20,6 +20,7 @@ from requests.adapters import HTTPAdapter
 from monailabel_app.lib.datastore.dicom_seg import is_our_mask, segment_names
 
 CONNECT, READ = 5.0, 120.0  # seconds until an archive counts as gone
+COUNT = "NumberOfSeriesRelatedInstances"
 SHOWN = (
     "Modality",
     "PatientID",
@@ -29,8 +30,8 @@ SHOWN = (
     "SeriesDescription",
     "StudyInstanceUID",
     "SeriesInstanceUID",
+    COUNT,
 )
-COUNT = "NumberOfSeriesRelatedInstances"
 
 
 class ArchiveError(Exception):
@@ -78,12 +79,8 @@ class Archive:
 
     def images(self) -> dict[str, dict[str, str]]:
         """What is known of each series that may be segmented, by SeriesInstanceUID; a single slice is no volume."""
-        found = [
-            {name: _value(entry, name) for name in SHOWN}
-            for entry in self._series(self.search)
-            if int(_value(entry, COUNT) or 2) > 1
-        ]
-        return {info["SeriesInstanceUID"]: info for info in found}
+        found = [{name: _value(entry, name) for name in SHOWN} for entry in self._series(self.search)]
+        return {info["SeriesInstanceUID"]: info for info in found if int(info[COUNT] or 2) > 1}
 
     def segs(self) -> dict[str, str]:
         """Study by SeriesInstanceUID of all segmentation series."""
@@ -140,9 +137,7 @@ class Archive:
 
     def _series(self, search: Mapping[str, Any]) -> list[dict[str, Any]]:
         with _answering(self.url):
-            return self._client.search_for_series(
-                search_filters=dict(search), fields=[*SHOWN, COUNT], get_remaining=True
-            )
+            return self._client.search_for_series(search_filters=dict(search), fields=[*SHOWN], get_remaining=True)
 
 
 def _value(entry: Mapping[str, Any], keyword: str) -> str:

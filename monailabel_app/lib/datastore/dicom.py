@@ -20,7 +20,7 @@ from monailabel.interfaces.exception import ImageNotFoundException
 from pydicom.dataset import Dataset
 from scripts.files import replacing
 
-from monailabel_app.lib.datastore.archive import Archive, ArchiveError, made
+from monailabel_app.lib.datastore.archive import COUNT, Archive, ArchiveError, made
 from monailabel_app.lib.datastore.dicom_index import FINAL, SegIndex, listed
 from monailabel_app.lib.datastore.dicom_seg import Origin, read_image, read_seg, write_seg
 from monailabel_app.lib.datastore.labels import read_label
@@ -62,6 +62,7 @@ class DicomStudies(StudyFolder):
         self.archive, self._origin = archive, origin
         self._index = SegIndex(folder / "segmentations.json")
         self._asking, self._due, self._looked = threading.Lock(), 0.0, False
+        self._counted: dict[str, str] = {}  # number of an image's slices, as the archive said when it was fetched
         folder.mkdir(parents=True, exist_ok=True)
         try:
             super().__init__(str(folder), values=values, replaced=replaced, watch=False)
@@ -91,13 +92,16 @@ class DicomStudies(StudyFolder):
         return super().get_unlabeled_images(label_tag, labels)
 
     def series(self, image_id: str) -> Path:
-        """Folder with the DICOM files of an image, fetched when it is not there."""
+        """Folder with the DICOM files of an image, fetched when it is not there or the archive has others by now."""
         self._look()
         info = self._entry(image_id).image.info
         folder = self._cache / "dicom" / image_id
         with self._fetching(image_id):
-            if not folder.is_dir():
+            if not self._is_whole(folder, info.get(COUNT, "")):
+                for place in (self._cache, Path(self._datastore.label_path(FINAL))):  # made of what was there before
+                    (place / f"{image_id}.nii.gz").unlink(missing_ok=True)
                 self.archive.download(info["StudyInstanceUID"], image_id, folder)
+                self._counted[image_id] = info.get(COUNT, "")
         return folder
 
     def get_image_uri(self, image_id: str) -> str:
@@ -244,6 +248,12 @@ class DicomStudies(StudyFolder):
             new = {uid: listed(uid, info, segs.get(uid), old.get(uid), begin) for uid, info in images.items()}
             if new != old:
                 self._swap(new)
+
+    def _is_whole(self, folder: Path, count: str) -> bool:
+        """Whether an image's files are all there; an archive that gives others than it counts is asked once."""
+        if not folder.is_dir():
+            return False
+        return count in ("", str(len(list(folder.iterdir()))), self._counted.get(folder.name))
 
     def _fetching(self, image_id: str) -> FileLock:
         """Nobody else, in this process or another, fetches or converts the same image."""

@@ -25,6 +25,7 @@ from watchdog.events import FileSystemEvent
 from monailabel_app.lib.datastore.labels import check_id, read_label
 
 TAGS = tuple(tag.value for tag in DefaultLabelTag)
+FIXED = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "id", "name", "path", "ts")  # what the server relies on
 
 
 class StudyFolder(LocalDatastore):
@@ -107,14 +108,16 @@ class StudyFolder(LocalDatastore):
         return name
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
-        """Add to what is known of an image."""
+        """Add to what is known of an image; ValueError for what the server relies on."""
+        _check_info(info)
         with self._changing():
             old = self._entry(image_id)
             merged = DataModel(info={**old.image.info, **info}, ext=old.image.ext)
             self._put(image_id, merged, dict(old.labels))
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
-        """Add to what is known of a label."""
+        """Add to what is known of a label; ValueError for what the server relies on."""
+        _check_info(info)
         with self._changing():
             old = self._entry(label_id)
             label = old.labels.get(label_tag)
@@ -216,6 +219,12 @@ def check_tag(tag: str) -> str:
     if tag not in TAGS:
         raise ValueError(f"There is no tag {tag!r} for labels; expected one of {', '.join(TAGS)}.")
     return DefaultLabelTag(tag).value  # MONAI Label's own code passes the enumeration, others its text
+
+
+def _check_info(info: Mapping[str, Any]) -> None:
+    fixed = [key for key in FIXED if key in info]
+    if fixed:
+        raise ValueError(f"{', '.join(fixed)} cannot be set: the server relies on it. Leave it out.")
 
 
 def _write(volume: nib.Nifti1Image, file: Path, keep: Path | None) -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,6 +56,7 @@ class Background:
         self._folder, self.published = folder, published
         self._tables: dict[str, Table] = {}  # by version; at most the served one and the one before
         self._served = versions.served  # when it was last looked at
+        self._done: Path | None = None  # file of the version that has been gone through
         self._wanted, self._stopped = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -65,7 +66,8 @@ class Background:
     def table(self) -> tuple[str, Table]:
         """The version whose scores are used, and its scores.
 
-        While the served version is not done, that is the one with most scores. Never waits, and reads no file.
+        Until all images have been gone through for the served version, that is the one with most scores. Never waits,
+        and reads no file.
         """
         tables, served = self._tables, self._served
         version = max(tables, key=lambda name: (len(tables[name]), name == served), default=served)
@@ -141,10 +143,11 @@ class Background:
             logger.info("version %s is being scored by another process", version)
 
     def _load(self, served: str, file: Path) -> None:
-        """Read the served version's scores and, for the time until they are complete, those of the one before."""
+        """Read the served version's scores and, until it has been gone through, those of the one before."""
         self._folder.mkdir(parents=True, exist_ok=True)
         tables = {served: self._tables.get(served) or Table.load(file)}
-        for name in reversed([name for name in self.versions.known() if name != served]):
+        others = [] if file == self._done else [name for name in self.versions.known() if name != served]
+        for name in reversed(others):
             if any(self._folder.glob(f"{name}-*.npz")):
                 tables[name] = self._tables.get(name) or Table.load(self.file(name))
                 break
@@ -161,17 +164,9 @@ class Background:
         saved = time.monotonic()
         if todo:
             logger.info("version %s: scoring %d of %d images", version, len(todo), len(todo) + len(table))
-            with _worker(self.versions.source(version), self._clinical) as (ask, answers):
-                for name in todo:
-                    if self._stopped.is_set() or self.versions.served != version:
-                        break
-                    info = {key: value for key, value in store.get_image_info(name).items() if key == "PatientID"}
-                    print(json.dumps({"id": name, "path": store.get_image_uri(name), "info": info}), file=ask)
-                    ask.flush()
-                    line = answers.readline()
-                    if not line:
-                        raise RuntimeError(f"The scoring process ended at {name}; its messages say why.")
-                    found = from_json(line)[1]
+        try:
+            with closing(self._answers(version, store, todo)) as answers:
+                for name, found in answers:
                     if isinstance(found, str):
                         logger.warning("%s cannot be scored: %s", name, found)
                         self.failed[name] = found
@@ -179,9 +174,34 @@ class Background:
                     fresh[name] = found
                     if time.monotonic() - saved > SAVE_EVERY:
                         table, fresh, saved = self._keep(version, file, table, fresh), {}, time.monotonic()
-        self._keep(version, file, table, fresh)
+        finally:
+            table = self._keep(version, file, table, fresh)
+        if all(name in table or name in self.failed for name in todo):
+            self._done, self._tables = file, {version: table}
+            self.published()
         if self.versions.served != version:
             self._wanted.set()
+
+    def _answers(self, version: str, store: Datastore, names: list[str]) -> Iterator[tuple[str, CaseScores | str]]:
+        """Score cases one by one, or say why not; a process that ends at one is started anew for the next."""
+        waiting = names[::-1]
+        while waiting and self._goes_on(version):
+            with _worker(self.versions.source(version), self._clinical) as (ask, answers):
+                while waiting and self._goes_on(version):
+                    name = waiting.pop()
+                    try:
+                        info = {key: value for key, value in store.get_image_info(name).items() if key == "PatientID"}
+                        case = {"id": name, "path": store.get_image_uri(name), "info": info}
+                    except Exception as error:  # no volume, or the archive does not give it: the next may be fine
+                        yield name, f"{type(error).__name__}: {error}"
+                        continue
+                    found = _answer(ask, answers, case)
+                    yield name, "the scoring process ended at it; its messages say why" if found is None else found
+                    if found is None:
+                        break
+
+    def _goes_on(self, version: str) -> bool:
+        return not self._stopped.is_set() and self.versions.served == version
 
     def _keep(self, version: str, file: Path, table: Table, fresh: dict[str, CaseScores]) -> Table:
         table = table.extended(fresh)
@@ -190,6 +210,16 @@ class Background:
         self._tables = self._tables | {version: table}
         self.published()
         return table
+
+
+def _answer(ask: IO[str], answers: IO[str], case: dict[str, Any]) -> CaseScores | str | None:
+    """What the scoring process says of a case: its scores, or an error; None where the process ended."""
+    try:
+        print(json.dumps(case), file=ask, flush=True)
+        line = answers.readline()
+    except BrokenPipeError:
+        return None
+    return from_json(line)[1] if line.endswith("\n") else None
 
 
 @contextmanager
@@ -204,9 +234,12 @@ def _worker(source: Source, clinical: Path | None) -> Iterator[tuple[IO[str], IO
         plain |= {"inference": [str(path) for path in source.inference]}
         plain |= {"clinical": None if clinical is None else str(clinical)}
         print(json.dumps(plain), file=process.stdin, flush=True)
+        if not process.stdout.readline():
+            raise RuntimeError("The scoring process did not start; its messages say why.")
         yield process.stdin, process.stdout
     finally:
-        process.stdin.close()
+        with suppress(BrokenPipeError):  # it has ended, and a case waits for it
+            process.stdin.close()
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:

@@ -1,7 +1,7 @@
 """Scores cases in a process of its own, which gives way to everything else: one JSON line in, one out.
 
-The first line says which network; each further one is a case, ``{"id", "path", "info"}``. The answer to a case is its
-scores, or ``{"id", "error"}``. The process ends with its input.
+The first line says which network; the answer is a line once it is loaded. Each further one is a case,
+``{"id", "path", "info"}``. The answer to a case is its scores, or ``{"id", "error"}``. The process ends with its input.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ def main() -> None:
     paths = {key: given[key] and Path(given[key]) for key in ("weights", "statistics", "root")}
     source = Source(name=given["name"], inference=[Path(file) for file in given["inference"]], training=[], **paths)
     scoring = Scoring(source, given["clinical"] and Path(given["clinical"]))
+    print("{}", file=answers, flush=True)
     for line in lines:
         case = json.loads(line)
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import HTTPException
+from monailabel.interfaces.datastore import DefaultLabelTag
 from scripts.clinical_schema import suggestion
 from scripts.datalists import NIFTI
 
@@ -101,8 +102,12 @@ class Checks:
         """POST /batch/infer/<model>."""
         self.app().infer_task(model)
         _known(params, BATCH | BATCH_SENT, "Batch inference")
-        if (params or {}).get("label_tag"):
-            check_tag(params["label_tag"])
+        tag = (params or {}).get("label_tag")
+        if tag and check_tag(tag) != DefaultLabelTag.ORIGINAL.value:
+            raise ValueError(
+                f"label_tag is {tag!r}, but masks that nobody corrected are no labels to train on or to judge by; "
+                f"expected {DefaultLabelTag.ORIGINAL.value!r}."
+            )
         limit = (params or {}).get(LIMIT) or 0
         if not isinstance(limit, int) or limit < 0:
             raise ValueError(f"{LIMIT} is {limit!r}; expected a whole number of images, 0 for all.")

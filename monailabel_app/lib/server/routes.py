@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request
 from monailabel.endpoints import (
     activelearning,
     batch_infer,
@@ -101,7 +101,13 @@ def _threaded(
         return answer(lambda **given: asyncio.run(original(**given)), arguments)
 
     async def endpoint(caller: Request, **arguments: Any) -> Any:
-        return await anyio.to_thread.run_sync(run, arguments | dict.fromkeys(own, caller), caller, limiter=limiter)
+        try:
+            return await anyio.to_thread.run_sync(run, arguments | dict.fromkeys(own, caller), caller, limiter=limiter)
+        except Exception:
+            for value in arguments.values():
+                if isinstance(value, BackgroundTasks):  # they remove uploads; FastAPI runs them after success alone
+                    await value()
+            raise
 
     signature = inspect.signature(original)
     own = [name for name, asked in signature.parameters.items() if asked.annotation is Request]  # FastAPI gives it once

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ import numpy as np
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from scripts.files import replacing
 
+from monailabel_app.lib.datastore.archive import ArchiveError
 from monailabel_app.lib.patients import patient_of
 
+logger = logging.getLogger(__name__)
 HELD_OUT, TRAINING = "held out", "training"
 
 
@@ -55,22 +58,30 @@ def deal(patients: Iterable[str], known: Mapping[str, str], share: float) -> dic
 def labelled(datastore: Datastore, known: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The images with a final label: ``image`` and ``label`` paths, ``case_id`` and ``patient_id``.
 
+    One whose image or label cannot be read, such as a segmentation of others on another grid, is left out.
+
     Args:
         datastore: the studies.
         known: the patients of the clinical table.
+
+    Raises:
+        ArchiveError: the archive does not answer.
+        OSError: the disk is full.
     """
     cases = []
     for name in sorted(datastore.get_labeled_images()):
-        info = datastore.get_image_info(name)
-        label = datastore.get_label_by_image_id(name, DefaultLabelTag.FINAL.value)
-        cases.append(
-            {
-                "image": datastore.get_image_uri(name),
-                "label": datastore.get_label_uri(label, DefaultLabelTag.FINAL.value),
-                "case_id": name,
-                "patient_id": patient_of(name, info, tuple(known)),
-            }
-        )
+        try:
+            info = datastore.get_image_info(name)
+            label = datastore.get_label_by_image_id(name, DefaultLabelTag.FINAL.value)
+            image = datastore.get_image_uri(name)
+            mask = datastore.get_label_uri(label, DefaultLabelTag.FINAL.value)
+        except (ArchiveError, OSError):
+            raise
+        except Exception as error:  # whatever the readers make of an object that others wrote
+            logger.warning("the label of %s is left out of training: %s", name, error)
+            continue
+        patient = patient_of(name, info, tuple(known))
+        cases.append({"image": image, "label": mask, "case_id": name, "patient_id": patient})
     return cases
 
 
