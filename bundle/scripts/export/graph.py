@@ -37,7 +37,7 @@ def save_onnx(network: nn.Module, examples: Sequence[Tensor], path: str | Path) 
 
     network.eval()
     batch = torch.export.Dim(BATCH)
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet(), _plain_attention():
         # strict: checks of a batch that compare `len(x)` would otherwise fix the batch
         program = torch.export.export(
             network, tuple(examples), dynamic_shapes=tuple({0: batch} for _ in examples), strict=True
@@ -68,6 +68,17 @@ def _tidy(model: onnx.ModelProto) -> onnx.ModelProto:
     for noted in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer, graph):
         noted.ClearField("metadata_props")
     return model
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Keep torch's transformer layers from their fused operator, which ONNX lacks."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextlib.contextmanager
