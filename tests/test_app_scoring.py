@@ -297,3 +297,17 @@ def test_real_process_scores_real_images(tmp_path):
         fitted=run / "clinical.json",
     )
     np.testing.assert_allclose(table.columns["clinical"], [known.vector("ball_00"), known.vector("ball_07")], rtol=1e-5)
+
+
+def test_process_ends_without_a_word_when_the_server_has_gone(tmp_path, capfd):
+    """A server that is stopped closes both pipes, though the process is at a case."""
+    images = Path(write_balls(tmp_path / "studies", 2))
+    clinical = images.parent / "clinical.csv"
+    source = find_source("run", str(write_run(tmp_path / "run", table=clinical, spacing=4.0)), tmp_path)
+    with module._worker(source, clinical) as (ask, answers):
+        for name in ("ball_00", "ball_01"):
+            case = {"id": name, "path": str(images / f"{name}.nii.gz"), "info": {}}
+            print(json.dumps(case), file=ask, flush=True)
+        assert json.loads(answers.readline())["id"] == "ball_00"
+        answers.close()
+    assert "Traceback" not in capfd.readouterr().err

@@ -227,7 +227,14 @@ def _worker(source: Source, clinical: Path | None) -> Iterator[tuple[IO[str], IO
     """Start the scoring process; its input ends, and so does it, with the block or with this process."""
     environment = child_environment(OMP_NUM_THREADS="1")
     command = [sys.executable, "-m", "monailabel_app.lib.scoring.worker"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,  # Ctrl-C at the terminal is for the server, which ends the process in its own way
+    )
     try:
         plain = {key: str(value) for key, value in vars(source).items() if key in ("name", "weights", "statistics")}
         plain |= {"root": None if source.root is None else str(source.root)}

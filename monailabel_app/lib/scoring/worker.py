@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import zlib
 from collections.abc import Mapping
@@ -88,6 +89,7 @@ def from_json(line: str) -> tuple[str, CaseScores | str]:
 def main() -> None:
     """Answer lines until there are no more."""
     end_with_the_server()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # nobody reads the answers any more: end without a word
     os.nice(19)
     torch.set_num_threads(1)
     lines, answers = sys.stdin, os.fdopen(os.dup(1), "w")
