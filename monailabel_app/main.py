@@ -29,6 +29,7 @@ from monailabel_app.lib.datastore.local import StudyFolder  # noqa: E402
 from monailabel_app.lib.infers.batch import BatchInfer  # noqa: E402
 from monailabel_app.lib.infers.bundle import BundleInfer  # noqa: E402
 from monailabel_app.lib.models import find_source  # noqa: E402
+from monailabel_app.lib.server.guard import Guard  # noqa: E402
 from monailabel_app.lib.server.open import open_app  # noqa: E402
 from monailabel_app.lib.trainers.bundle import BundleTrain  # noqa: E402
 from monailabel_app.lib.versions import Versions  # noqa: E402
@@ -126,7 +127,7 @@ class NNYApp(MONAILabelApp):
     def on_init_complete(self) -> None:
         """Before the first request: load what is served, and open the guarded endpoints."""
         self.load()
-        open_app(self, allow_remote=self.options.allow_remote)
+        open_app(self, Guard(self.options.allow_remote, self.options.names))
         super().on_init_complete()
         self.active.start()
 

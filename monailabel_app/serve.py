@@ -23,6 +23,11 @@ from monailabel_app.lib.server.guard import is_loopback
 
 APP = Path(__file__).resolve().parent
 PHANTOMS = Path("work/serve/phantoms")
+EVERYWHERE = ("0.0.0.0", "::")  # addresses that stand for all of this computer's
+ANY_NAME = (
+    "the server answers whatever name it is called by, so a web page may reach it through a browser of this network, "
+    "by a name of its own that leads here. Say the server's names by --names, unless a proxy asks for passwords."
+)
 
 
 def serve(
@@ -32,6 +37,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     allow_remote: bool = False,
+    names: str | None = None,
     output: str | None = None,
     strategy: str | None = None,
     epochs: int = 50,
@@ -53,7 +59,10 @@ def serve(
             its file name without suffix, or the DICOM PatientID. Without it nothing is known of them.
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
-        allow_remote: listen on an address that other computers reach, and answer them. There is no authentication.
+        allow_remote: listen on an address that other computers reach, and answer them, without authentication. Where
+            MONAI Label's own is on (MONAI_LABEL_AUTH_ENABLE), it is not needed.
+        names: with allow_remote, the names by which other computers may call the server, such as scans.example.org, or
+            several with commas between; by default the host, and any name where the host is 0.0.0.0 or ::.
         output: folder for versions, scores and replaced labels; by default nny/ in the folder of images, for an
             archive a folder of its address in work/annotate/.
         strategy: the active-learning strategy that clients are offered first.
@@ -62,6 +71,10 @@ def serve(
         margin: how much lower the Dice on held-out patients may be for a new version to be served.
     """
     _check_host(host, allow_remote)
+    if names is None and allow_remote and host not in EVERYWHERE:
+        names = host
+    elif names is None and allow_remote:
+        print(f"Warning: {ANY_NAME}", flush=True)
     listener = _bind(host, port)
     port = listener.getsockname()[1]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -77,6 +90,7 @@ def serve(
         "held_out": held_out,
         "margin": margin,
         "allow_remote": str(allow_remote).lower(),
+        "names": ",".join(names) if isinstance(names, tuple | list) else names,  # fire makes a tuple of some
     }
     conf = {key: str(value) for key, value in given.items() if value is not None}
 
@@ -136,11 +150,11 @@ class _Server(uvicorn.Server):
 
 
 def _check_host(host: str, allow_remote: bool) -> None:
-    if not is_loopback(host) and not allow_remote:
+    if not (is_loopback(host) or allow_remote or settings.MONAI_LABEL_AUTH_ENABLE):
         raise ValueError(
             f"{host} can be reached from other computers, and the server has no authentication: whoever reaches it "
             "reads and changes the studies. Keep --host 127.0.0.1 (from elsewhere: ssh -L 8000:127.0.0.1:8000 <this "
-            "computer>), or add --allow-remote."
+            "computer>), turn on MONAI Label's authentication (MONAI_LABEL_AUTH_ENABLE=true), or add --allow-remote."
         )
 
 

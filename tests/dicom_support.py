@@ -1,9 +1,13 @@
 """What the tests of the DICOM half share: small series with known labels, and an archive that is real or in memory."""
 
 import contextlib
+import json
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -100,6 +104,38 @@ def dumped(file, *tags):
     command = ["dcmdump", *(part for tag in tags for part in ("+P", tag)), "+s", "-Un", str(file)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return [line.split("[", 1)[1].split("]")[0].strip() for line in lines if "[" in line]
+
+
+def by_dcmqi(file, folder, reference):
+    """What dcmqi and its DCMTK, which share no code with ours, read of a segmentation.
+
+    Args:
+        file: the DICOM segmentation.
+        folder: made, for what dcmqi writes.
+        reference: the image, for its grid.
+
+    Returns:
+        The label map on the image's grid, 0 where there is no segment; and what is said of each segment, by its number.
+    """
+    folder.mkdir()
+    tool = Path(sys.executable).parent / "segimage2itkimage"
+    command = [str(tool), "--inputDICOM", str(file), "--outputDirectory", str(folder), "-t", "nii", "-p", "seg"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    listed = json.loads((folder / "seg-meta.json").read_text())["segmentAttributes"]
+    told = {entry["labelID"]: entry for entries in listed for entry in entries}
+    label = np.zeros(reference.shape, np.uint8)
+    for number in told:
+        if not (folder / f"seg-{number}.nii.gz").is_file():  # a segment without a voxel
+            continue
+        mask = nib.load(folder / f"seg-{number}.nii.gz")  # cropped to the slices that the segmentation has
+        place = np.linalg.inv(reference.affine) @ mask.affine
+        at = np.argwhere(np.asarray(mask.dataobj)) @ place[:3, :3].T + place[:3, 3]
+        assert not at.size or np.abs(at - np.rint(at)).max() < 0.05, "another grid"
+        at = tuple(np.rint(at).astype(int).T)
+        assert not label[at].any(), "segments overlap"
+        label[at] = number
+    return label, told
 
 
 @contextlib.contextmanager

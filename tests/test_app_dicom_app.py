@@ -65,6 +65,13 @@ def test_what_the_archive_says_is_not_overwritten(served, scans, key):
             update(uid, {key: "../HCC_002"})
 
 
+def test_start_asks_nobody_for_dcmqi(served):
+    """B: MONAI Label's own start would; the fixture lets it fail there, and nothing else needs the program."""
+    with pytest.raises(AssertionError, match="downloads dcmqi"):
+        MONAILabelApp.init_datastore(served)
+    assert not (Path(served.app_dir) / "bin").exists()
+
+
 def test_mask_is_that_of_infer_on_the_series(served, scans, run, table, tmp_path):
     for patient, (_, uid, folder) in scans.items():
         found = served.infer({"model": "tiny", "image": uid})

@@ -1,8 +1,11 @@
 """Requests that are refused, each with a message that says what was wrong; nothing is changed by any of them."""
 
+import errno
 import gzip
 import io
 import json
+import os
+import shutil
 import tempfile
 import zipfile
 
@@ -112,9 +115,6 @@ def test_what_the_server_relies_on(server, key):
 
 
 def test_full_disk(server, monkeypatch):
-    import errno
-    import os
-
     assert submit(server, ball()).status_code == 200
 
     def full(*_):
@@ -125,6 +125,47 @@ def test_full_disk(server, monkeypatch):
         refused(submit(server, ball() * 0), 507, "disk is full", "nothing was lost")
     answer = server.get("/datastore/label", params={"label": "ball_00", "tag": "final"})
     assert np.asarray(nib.Nifti1Image.from_bytes(gzip.decompress(answer.content)).dataobj).any()
+
+
+@pytest.mark.parametrize("what", ["label", "image", "scan to segment", "session"])
+def test_upload_to_a_full_disk_leaves_nothing(server, studies, monkeypatch, tmp_path, what):
+    scan = (studies / "imagesTr" / "ball_01.nii.gz").read_bytes()
+    sends = {
+        "label": lambda: submit(server, ball()),
+        "image": lambda: server.put("/datastore/image", files={"file": ("z.nii.gz", scan)}),
+        "scan to segment": lambda: server.post("/infer/tiny", files={"file": ("z.nii.gz", scan)}),
+        "session": lambda: server.put("/session/", files=[("files", ("z.nii.gz", scan))]),
+    }
+
+    def full(upload, file):
+        file.write(upload.read(100))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path))
+        patch.setattr(shutil, "copyfileobj", full)
+        refused(sends[what](), 507, "disk is full")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sends[what]().status_code == 200
+
+
+def test_patient_of_a_new_image(server, studies):
+    """Whose it is may be said when it is added, and never changed; nothing else that the server relies on."""
+    scan = (studies / "imagesTr" / "ball_01.nii.gz").read_bytes()
+
+    def add(**info):
+        form = {"params": json.dumps(info)}
+        return server.put("/datastore/image?image=visit_2", files={"file": ("x.nii.gz", scan)}, data=form)
+
+    for key in ("StudyInstanceUID", "SeriesInstanceUID", "ts", "id", "name", "path"):
+        refused(add(**{key: "x"}), 400, f"{key} cannot be set")
+    for wrong in ("", " ", "x" * 65, "a\\b", "a\nb", 7, None):
+        refused(add(PatientID=wrong), 400, "PatientID is", "one line of at most 64 characters")
+    assert add(PatientID=" ball_03 ", note="second visit").status_code == 200
+    told = infer(server, image="visit_2", output="json").json()["clinical"]
+    assert (told["patient"], told["source"], told["values"]["age"]) == ("ball_03", "table", 53)
+    change = {"info": '{"PatientID": "ball_01"}'}
+    refused(server.put("/datastore/image/info?image=visit_2", data=change), 400, "PatientID cannot be set")
 
 
 def test_image(server, tmp_path):
@@ -201,3 +242,4 @@ def test_next_sample_and_scoring(server):
     refused(server.post("/activelearning/random", json={"label_tag": "../x"}), 400, "paths are not taken")
     refused(server.post("/activelearning/random", json={"labels": ["/etc"]}), 400, "one plain value")
     refused(server.post("/scoring/other", json={}), 404, "there are uncertainty")
+    refused(server.post("/scoring/", json={"uncertainty": {"method": "other"}}), 403, "POST /scoring/uncertainty")

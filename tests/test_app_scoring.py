@@ -1,73 +1,19 @@
 """Scores in the background: right, computed once, kept through kills and restarts, of the version that is served."""
 
-import contextlib
-import json
 import shutil
 import threading
-from pathlib import Path
+import time
 
-import numpy as np
-import psutil
 import pytest
-from app_support import scored, write_balls, write_run
-from scripts.clinical import HCC_TACE_SCHEMA, ClinicalSchema, ClinicalTable
+from app_support import write_run
+from scoring_support import Store, Worker, background
 from support import CONFIGS
 
+from monailabel_app.lib.datastore.archive import ArchiveError
 from monailabel_app.lib.models import find_source
 from monailabel_app.lib.scoring import background as module
-from monailabel_app.lib.scoring.background import Background
 from monailabel_app.lib.scoring.table import Table
-from monailabel_app.lib.scoring.worker import to_json
 from monailabel_app.lib.versions import Versions
-
-
-class Store:
-    """Images by name, as much of a datastore as scoring asks for."""
-
-    def __init__(self, names, labelled=()):
-        self.names, self.labelled = list(names), list(labelled)
-
-    def list_images(self):
-        return list(self.names)
-
-    def get_labeled_images(self):
-        return list(self.labelled)
-
-    def get_image_info(self, name):
-        return {"PatientID": f"patient of {name}", "path": "secret"}
-
-    def get_image_uri(self, name):
-        return f"/images/{name}"
-
-
-class Worker:
-    """In place of the process: answers at once, and writes down what it was asked."""
-
-    def __init__(self):
-        self.asked, self.before, self.ends_at = [], lambda case: None, None
-        self.starts = 0
-
-    @contextlib.contextmanager
-    def __call__(self, source, clinical):
-        self.weights = source.weights
-        self.starts += 1
-        yield self, self
-
-    def write(self, text):
-        if text.strip():
-            self.case = json.loads(text)
-
-    def flush(self):
-        pass
-
-    def readline(self):
-        self.asked.append(self.case["id"])
-        self.before(self.case)
-        if self.case["id"] == self.ends_at:
-            return ""
-        if self.case["id"] == "broken":
-            return '{"id": "broken", "error": "OSError: not a NIfTI file"}\n'
-        return to_json(self.case["id"], scored(0.5)) + "\n"
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +38,6 @@ def worker(monkeypatch):
     fake = Worker()
     monkeypatch.setattr(module, "_worker", fake)
     return fake
-
-
-def background(versions, store, tmp_path, clinical=None, **settings):
-    return Background(
-        versions=versions, clinical=clinical, datastore=lambda: store, folder=tmp_path / "scores", **settings
-    )
 
 
 class TestBackground:
@@ -255,59 +195,66 @@ class TestBackground:
         assert worker.asked == []
 
 
-def test_process_that_does_not_start_fails_no_image(versions, tmp_path):
-    versions.serve("1")
-    versions.source("1").weights.write_bytes(b"no weights")
-    found = background(versions, Store("ab"), tmp_path)
-    status = found.run()
-    assert "did not start" in status["error"]
-    assert (status["failed"], status["scored"]) == ({}, 0)
+class Archive(Store):
+    """Images of a DICOM archive: some that it does not give, or none at all while it is gone."""
+
+    def __init__(self, names, broken=()):
+        super().__init__(names)
+        self.gone, self.broken, self.asked = False, broken, []
+
+    def get_image_uri(self, name):
+        self.asked.append(name)
+        if name in self.broken:
+            raise ArchiveError(f"500 for {name}")
+        self.refresh()
+        return super().get_image_uri(name)
+
+    def refresh(self):
+        if self.gone:
+            raise ArchiveError("The DICOM archive does not answer.")
 
 
-def test_real_process_scores_real_images(tmp_path):
-    """Through the process, on images from disk with their patients' values; one is damaged, at one the process ends."""
-    images = Path(write_balls(tmp_path / "studies", 8))
-    clinical = images.parent / "clinical.csv"
-    run = write_run(tmp_path / "run", table=clinical, spacing=4.0)
-    (images / "damaged.nii.gz").write_bytes(b"no image")
-    store = Store(["ball_00", "ball_02", "ball_01", "damaged"])
+class TestArchive:
+    @pytest.fixture
+    def store(self):
+        return Archive("abcdef")
 
-    def fetched(name):
-        for child in psutil.Process().children() if name == "ball_02" else ():
-            if "monailabel_app.lib.scoring.worker" in child.cmdline():
-                child.kill()
-        return str(images / f"{name}.nii.gz")
+    def test_scoring_stops_when_the_archive_is_gone_and_goes_on_when_it_is_back(
+        self, versions, worker, tmp_path, monkeypatch, store
+    ):
+        monkeypatch.setattr(module, "AGAIN", 0.2)
+        found = background(versions, store, tmp_path)
+        worker.before = lambda case: setattr(store, "gone", case["id"] == "b")
+        found.start()
+        wait(lambda: store.asked.count("c") > 2)  # asked for one image now and then, not for all of them
+        asked = list(store.asked)
+        assert asked == [*"ab", *"c" * (len(asked) - 2)]
+        wait(lambda: "does not answer. Scoring goes on in" in found.status()["error"])
+        assert found.status()["failed"] == {}
+        worker.before = lambda case: None
+        store.gone = False
+        wait(lambda: found.status()["scored"] == 6)
+        assert (found.status()["failed"], found.status()["error"]) == ({}, "")
+        assert worker.asked == list("abcdef")
 
-    store.get_image_uri = fetched
-    store.get_image_info = lambda name: {"PatientID": "ball_07"} if name == "ball_01" else {}
-    versions = Versions(tmp_path / "models", find_source("run", str(run), tmp_path))
-    found = background(versions, store, tmp_path, clinical=clinical)
-    status = found.run()
-    assert status["error"] == ""
-    assert list(status["failed"]) == ["ball_02", "damaged"]
-    table = Table.load(found.file("0"))
-    assert table.ids == ["ball_00", "ball_01"]
-    assert np.isfinite(table.columns["scores"]).all()
-    assert (table.columns["scores"] > 0).all()
-    assert table.columns["features"].shape == (2, 16)
-    assert (table.columns["features"][0] != table.columns["features"][1]).any()
-    known = ClinicalTable(
-        path=clinical,
-        schema=ClinicalSchema.from_yaml(HCC_TACE_SCHEMA, columns=["age", "Sex"]),
-        fitted=run / "clinical.json",
-    )
-    np.testing.assert_allclose(table.columns["clinical"], [known.vector("ball_00"), known.vector("ball_07")], rtol=1e-5)
+    def test_it_is_not_asked_again_by_a_server_that_stopped(self, versions, worker, tmp_path, monkeypatch, store):
+        monkeypatch.setattr(module, "AGAIN", 0.1)
+        store.gone = True
+        found = background(versions, store, tmp_path)
+        found.run()
+        found.stop()
+        asked = len(store.asked)
+        time.sleep(0.3)
+        assert len(store.asked) == asked
+
+    def test_images_that_an_archive_does_not_give_cost_only_themselves(self, versions, worker, tmp_path):
+        found = background(versions, Archive("abcdef", broken="bcde"), tmp_path)
+        status = found.run()
+        assert (list(status["failed"]), status["scored"], status["error"]) == ([*"bcde"], 2, "")
 
 
-def test_process_ends_without_a_word_when_the_server_has_gone(tmp_path, capfd):
-    """A server that is stopped closes both pipes, though the process is at a case."""
-    images = Path(write_balls(tmp_path / "studies", 2))
-    clinical = images.parent / "clinical.csv"
-    source = find_source("run", str(write_run(tmp_path / "run", table=clinical, spacing=4.0)), tmp_path)
-    with module._worker(source, clinical) as (ask, answers):
-        for name in ("ball_00", "ball_01"):
-            case = {"id": name, "path": str(images / f"{name}.nii.gz"), "info": {}}
-            print(json.dumps(case), file=ask, flush=True)
-        assert json.loads(answers.readline())["id"] == "ball_00"
-        answers.close()
-    assert "Traceback" not in capfd.readouterr().err
+def wait(true, seconds=20):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -41,36 +41,20 @@ def tiny(tmp_path_factory):
     return tiny_network(tmp_path_factory.mktemp("network"))
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("dataset", DATASETS)
-def test_every_dataset_trains_by_every_protocol(dataset, protocol, prepared, tiny, tmp_path):
-    data = prepared(dataset)
-    fold = 0 if dataset in ("synapse", "mnms") else 1
-    names = [tiny, *overlays(dataset, protocol), *(["fusion_none"] if dataset == "hcc_tace" else [])]
-    steps = {} if protocol == "nny" else {"train::epoch_steps": 1}
-    parser = parsed(*names, dataset_dir=str(data), output_dir=str(tmp_path), fold=fold, **SETTINGS, **steps)
+def trained(parser, data, fold):
+    """One training step on two crops: image, what else the network got, logits of each scale, factors of the loss."""
     cases = split(read_datalist(data), fold)["training"][:2]
     parser["train::dataset::data"] = cases * (2 // len(cases))
-    if dataset == "kits19":
-        fit_clinical(
-            parser.get_parsed_content("clinical_schema"),
-            str(data / "clinical.csv"),
-            False,
-            str(tmp_path / "clinical.json"),
-            str(data),
-            fold,
-        )
     get = parser.get_parsed_content
+    if get("clinical_schema") is not None:
+        statistics = str(parser["output_dir"] + "/clinical.json")
+        fit_clinical(get("clinical_schema"), str(data / "clinical.csv"), False, statistics, str(data), fold)
     network = get("network")
     loader, loss, optimizer, _ = (get(f"train::{part}") for part in PARTS)
     batches = list(loader)
     assert len(batches) == 1
     image, label, _, extra = (*get("prepare_batch")(batches[0], torch.device("cpu"), False), (), {})[:4]
-    dims = 2 if protocol == "utnet" else 3
-    assert image.shape == (2, 4 if dataset == "brats21" else 1, *[16] * dims)
-    assert ("clinical" in extra) == (dataset == "kits19")
     logits = network.train()(image, **extra)
-    assert logits[0].shape == (2, len(get("labels")), *[16] * dims)
     before = [p.detach().clone() for p in network.parameters()]
     value = loss(logits, label)
     value.backward()
@@ -79,6 +63,53 @@ def test_every_dataset_trains_by_every_protocol(dataset, protocol, prepared, tin
     assert value > 0
     assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
     assert all(torch.isfinite(p).all() for p in network.parameters())
+    return image, extra, logits, loss._factors(len(logits))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_dataset_trains_by_every_protocol(dataset, protocol, prepared, tiny, tmp_path):
+    data = prepared(dataset)
+    fold = 0 if dataset in ("synapse", "mnms") else 1
+    names = [tiny, *overlays(dataset, protocol), *(["fusion_none"] if dataset == "hcc_tace" else [])]
+    steps = {} if protocol == "nny" else {"train::epoch_steps": 1}
+    parser = parsed(*names, dataset_dir=str(data), output_dir=str(tmp_path), fold=fold, **SETTINGS, **steps)
+    image, extra, logits, _ = trained(parser, data, fold)
+    dims = 2 if protocol == "utnet" else 3
+    assert image.shape == (2, 4 if dataset == "brats21" else 1, *[16] * dims)
+    assert ("clinical" in extra) == (dataset == "kits19")
+    assert logits[0].shape == (2, len(parser.get_parsed_content("labels")), *[16] * dims)
+
+
+NARROW = {  # Swin-NeXt with a quarter of its channels
+    "network_def::encoder::feature_size": 12,
+    "network_def::decoder::channels": [12, 12, 24, 48, 96, 192],
+    "bottleneck_channels": 192,
+}
+FLAT = {"strides": [1, [4, 4, 1], [8, 8, 2], [16, 16, 4], [32, 32, 8]], "block::convolutions": 2}  # UNETR++ on ACDC
+OWN = {  # dataset and protocol of a paper: its network, a small patch, weights of the scales, changes
+    ("hcc_tace", "nny"): (None, [64, 64, 64], [n / 31 for n in (16, 8, 4, 2, 1)], NARROW),
+    ("btcv", "mednext"): ("mednext_s", [32, 32, 32], [0.53333, 0.26667, 0.13333, 0.06667, 0], {}),
+    ("brats21", "mednext"): ("mednext_s", [32, 32, 32], [0.53333, 0.26667, 0.13333, 0.06667, 0], {}),
+    ("kits19", "mednext"): ("mednext_s", [32, 32, 32], [0.53333, 0.26667, 0.13333, 0.06667, 0], {}),
+    ("synapse", "unetr_pp"): ("unetr_pp", [64, 64, 32], [4 / 7, 2 / 7, 1 / 7], {}),
+    ("acdc_mm", "unetr_pp"): ("unetr_pp", [64, 64, 16], [4 / 7, 2 / 7, 1 / 7], FLAT),
+    ("mnms", "utnet"): ("utnet", [128, 128], [1, 0.4, 0.2, 0.1], {}),
+}
+
+
+@pytest.mark.parametrize(("dataset", "protocol"), OWN, ids=lambda name: name)
+def test_a_papers_network_trains_on_its_data_by_its_protocol(dataset, protocol, prepared, tmp_path):
+    """The overlays in the order of the docs; what the loss weights are the scales that this very network has."""
+    network, patch, weights, changes = OWN[dataset, protocol]
+    data, fold = prepared(dataset), 0 if dataset in ("synapse", "mnms") else 1
+    names = [*([f"network_{network}"] if network else []), *overlays(dataset, protocol), "fusion_none"]
+    changes = SETTINGS | {"patch_size": patch} | changes | ({"train::epoch_steps": 1} if protocol != "nny" else {})
+    parser = parsed(*names, dataset_dir=str(data), output_dir=str(tmp_path), fold=fold, **changes)
+    image, _, logits, factors = trained(parser, data, fold)
+    assert image.shape[2:] == torch.Size(patch)
+    assert logits[0].shape == (2, len(parser.get_parsed_content("labels")), *patch)
+    assert factors == pytest.approx(weights, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,13 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 from ignite.engine import Engine
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
+from scripts import workflows
 from scripts.evaluation import CaseScores
-from support import write_nifti
+from support import CONFIGS, write_nifti
 
 AFFINE = np.diag([-1.5, 1.5, 2.0, 1.0])
 LABEL = np.zeros((8, 8, 8), np.uint8)
@@ -63,3 +66,23 @@ def test_reference_on_another_affine_is_refused(score, change):
 def test_reference_of_another_shape_is_refused(score):
     with pytest.raises(ValueError, match=r"another grid .*shape \(8, 8, 8\) .*expected \(8, 8, 6\)"):
         score(LABEL[..., :6])
+
+
+def test_ids_that_a_run_is_too_old_for_are_refused(tmp_path, monkeypatch):
+    """A run of before there were flips would be evaluated without them, and nobody would know."""
+    names = [str(CONFIGS / f"{name}.yaml") for name in ("inference", "train", "fusion_none")]
+    config = ConfigParser.load_config_files(names)
+    for young in ("tta_axes", "surface_tolerance"):
+        del config[young]
+    del config["inferer"]["flip_axes"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "model.pt").touch()
+    asked = []
+    monkeypatch.setattr(workflows, "_run", lambda run_id, files, overrides, **_: asked.append(overrides))
+    with pytest.raises(ValueError, match="trained before there was 'tta_axes', and would not use it"):
+        workflows.evaluate(str(tmp_path), tta_axes=[0])
+    assert asked == []
+    workflows.evaluate(str(tmp_path), surface_tolerance=1.0, keep_largest=[1])  # evaluate.yaml asks for the first
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | {"inferer": {"flip_axes": "@tta_axes"}}))
+    workflows.evaluate(str(tmp_path), tta_axes=[0])
+    assert asked == [{"surface_tolerance": 1.0, "keep_largest": [1]}, {"tta_axes": [0]}]

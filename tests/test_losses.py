@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.losses import DeepSupervisionLoss, DiceLoss, FocalLoss
-from scripts import losses
+from scripts import class_sums, losses
 from scripts.losses import DiceFocalCELoss
 
 
@@ -115,9 +115,9 @@ def test_gradient_equals_finite_differences():
 def test_chunks_change_nothing(monkeypatch):
     logits, labels = batch(spatial=(8, 7, 6))
     whole = DiceFocalCELoss(to_onehot_y=True)(logits, labels)
-    monkeypatch.setattr(losses, "CPU_CHUNK", 4 * 50)  # 336 voxels: six whole chunks and a rest
+    monkeypatch.setattr(class_sums, "CPU_CHUNK", 4 * 50)  # 336 voxels: six whole chunks and a rest
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert len(list(losses._chunks(logits.flatten(2)))) == 2 * 7
+    assert len(list(class_sums._chunks(logits.flatten(2)))) == 2 * 7
     assert_same(DiceFocalCELoss(to_onehot_y=True)(logits, labels), whole, logits)
 
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-IGNORED = -(2**31)  # what an ignored voxel holds in an index map (no label can be that, unlike -1)
-CPU_CHUNK, GPU_CHUNK = 2**17, 2**24  # numbers worked on at a time: per thread, to stay in the cache; on a GPU
+from scripts.class_sums import IGNORED, ClassSums, compute_dtype
 
 
 class DiceFocalCELoss(nn.Module):
@@ -128,7 +125,7 @@ class DiceFocalCELoss(nn.Module):
         for scale in scales:
             _check_logits(scale, scales[0], self.weight)
         index = self._index(_plain(target), scales[0])
-        total = scales[0].new_zeros((), dtype=_compute_dtype(scales[0]))
+        total = scales[0].new_zeros((), dtype=compute_dtype(scales[0]))
         for factor, scale in zip(self._factors(len(scales)), scales, strict=True):
             total = total + factor * self._one_scale(scale, _nearest(index, scale.shape[2:]))
         return total
@@ -164,14 +161,14 @@ class DiceFocalCELoss(nn.Module):
         logits, index = logits.flatten(2), index.flatten(1)  # (B, C, N), (B, N)
         masked = self.ignore_index is not None
         counts = _class_counts(index, logits)
-        volume, overlap, nll, focal = _ClassSums.apply(logits, index, self.gamma, masked)  # each (B, C)
+        volume, overlap, nll, focal = ClassSums.apply(logits, index, self.gamma, masked)  # each (B, C)
         weight = torch.ones_like(volume[0]) if self.weight is None else self.weight.to(volume)  # (C,)
         first = 0 if self.include_background else 1
         if first and self.lambda_focal:  # MONAI's softmax over the foreground alone: see the class's docstring
             if logits.shape[1] == 2:
                 warnings.warn("focal term is 0: one foreground class and include_background=False.", stacklevel=4)
             index = torch.where(index > 0, index - 1, IGNORED)
-            focal = _ClassSums.apply(logits[:, 1:], index, self.gamma, True)[3]
+            focal = ClassSums.apply(logits[:, 1:], index, self.gamma, True)[3]
         elif first:
             focal = focal[:, first:]  # counts 0
         dice = self._dice(volume[:, first:], overlap[:, first:], counts[:, first:], weight[first:])
@@ -187,87 +184,10 @@ class DiceFocalCELoss(nn.Module):
         return ((1 - dice) * weight).mean()
 
 
-class _ClassSums(torch.autograd.Function):
-    """Sums over voxels, per class, that all three terms are made of; keeps no softmax between its passes.
-
-    With p = softmax(logits), t the class of a voxel and q = p[t], the sums for class c are: p[c] over all voxels, and
-    q, -log q and (1 - q)^gamma * -log q over the voxels with t = c.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, index: Tensor, gamma: float, masked: bool) -> tuple[Tensor, ...]:
-        """Sum over the voxels of logits (B, C, N) with classes index (B, N): four tensors (B, C)."""
-        ctx.save_for_backward(logits, index)
-        ctx.gamma, ctx.masked = gamma, masked
-        sums = logits.new_zeros((4, *logits.shape[:2]), dtype=_compute_dtype(logits))
-        for b, voxels in _chunks(logits):
-            p, t, log_q, valid = _softmax(logits[b, :, voxels], index[b, voxels], masked)
-            q = log_q.exp() if valid is None else log_q.exp() * valid
-            sums[0, b] += p.sum(1)
-            sums[1:, b] += _sum_by_class(torch.stack((q, -log_q, (1 - q).pow_(gamma).mul_(-log_q))), t, len(p))
-        return tuple(sums)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        """Gradient with respect to the logits (B, C, N), in their dtype."""
-        logits, index = ctx.saved_tensors
-        gamma, grad = ctx.gamma, torch.empty_like(logits)
-        volume, per_voxel = grads[0], torch.stack(grads[1:])  # (B, C), (3, B, C)
-        for b, voxels in _chunks(logits):
-            p, t, log_q, valid = _softmax(logits[b, :, voxels], index[b, voxels], ctx.masked)
-            overlap, nll, focal = per_voxel[:, b].index_select(1, t)  # (n,) each
-            q, rest = log_q.exp(), log_q.expm1().neg_().clamp_min_(1e-12)  # q and 1 - q
-            slope = (rest.pow(gamma - 1) * gamma).mul_(q).mul_(log_q).sub_(rest.pow(gamma))
-            d_log_q = overlap.mul_(q).sub_(nll).addcmul_(focal, slope)
-            if valid is not None:
-                d_log_q *= valid
-            d_p = p * volume[b][:, None]  # (C, n)
-            d = d_p.addcmul_(p, d_p.sum(0).add_(d_log_q), value=-1)
-            grad[b, :, voxels] = d.scatter_add_(0, t[None], d_log_q[None])
-        return grad, None, None, None
-
-
-def _softmax(logits: Tensor, index: Tensor, masked: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Softmax p (C, n), classes t (n,) as int64, log p[t] (n,) and mask (n,); p and log p[t] are 0 where ignored."""
-    t, valid = index.long(), None
-    if masked:
-        valid = t != IGNORED
-        t = t.masked_fill(~valid, 0)
-    top = logits.amax(0)
-    z = logits.to(_compute_dtype(logits)) - top  # (C, n), a copy
-    log_q = z.gather(0, t[None])[0]
-    p = z.exp_()
-    total = p.sum(0)
-    log_q -= total.log()
-    p /= total
-    if valid is not None:
-        log_q *= valid
-        p *= valid
-    return p, t, log_q, valid
-
-
-def _sum_by_class(values: Tensor, t: Tensor, classes: int) -> Tensor:
-    """Sum values (K, n) over the voxels of each class t (n,): (K, C)."""
-    if values.device.type == "cpu":
-        sums = values.new_zeros(len(values), classes, dtype=torch.float64)  # one long sum in float32 would drift
-        return sums.scatter_add_(1, t.expand_as(values), values.double())
-    return torch.stack([(values * (t == c)).sum(1) for c in range(classes)], 1)  # no atomics: fast and deterministic
-
-
-def _chunks(logits: Tensor) -> Iterator[tuple[int, slice]]:
-    """Batch index and slice of voxels of each piece of logits (B, C, N) that is worked on at a time."""
-    size = CPU_CHUNK * torch.get_num_threads() if logits.device.type == "cpu" else GPU_CHUNK
-    size = max(1, size // logits.shape[1])
-    for b in range(logits.shape[0]):
-        for start in range(0, logits.shape[2], size):
-            yield b, slice(start, start + size)
-
-
 def _class_counts(index: Tensor, logits: Tensor) -> Tensor:
     """Number of voxels of each class in an index map (B, N): (B, C), in the dtype of the computation."""
     classes = range(logits.shape[1])
-    return torch.stack([(index == c).sum(1) for c in classes], 1).to(_compute_dtype(logits))
+    return torch.stack([(index == c).sum(1) for c in classes], 1).to(compute_dtype(logits))
 
 
 def _nearest(index: Tensor, size: Sequence[int]) -> Tensor:
@@ -334,11 +254,6 @@ def _check_logits(logits: Tensor, finest: Tensor, weight: Tensor | None) -> None
             f"weight has {len(weight)} values, but the logits have {logits.shape[1]} classes: give one weight per "
             "class, background included."
         )
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    """float32, or float64 for float64 input."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _plain(x: Tensor) -> Tensor:

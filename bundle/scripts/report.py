@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 import yaml
 
-from scripts.files import replacing
+from scripts.pages import write_page
 from scripts.report_figures import colour, curves_figure, dice_figure, tint, volume_figure
 from scripts.report_overlays import case_figure, display_window, load_case
 from scripts.report_run import RunFiles, read_run
@@ -54,12 +53,7 @@ def report(run: str, *, output: str | None = None) -> str:
     target = Path(output) if output is not None else files.folder / "report.html"
     if target.is_dir():
         raise ValueError(f"output is the folder {target}, expected the name of an HTML file to write.")
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    html = environment.get_template(_TEMPLATE).render(page_content(files))
-    with replacing(target) as part:
-        part.write_text(html, encoding="utf-8")
-    return str(target)
+    return write_page(_TEMPLATE, page_content(files), target)
 
 
 def page_content(run: RunFiles) -> dict[str, Any]:

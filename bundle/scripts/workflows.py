@@ -82,6 +82,18 @@ def _run(run_id: str, files: Sequence[str | Path], overrides: Mapping[str, Any],
     workflow.finalize()
 
 
+def _check_used(overrides: Mapping[str, Any], own: Path, files: Sequence[str | Path]) -> None:
+    """Refuse ids that are younger than a run, where nothing that it merges with asks for them."""
+    base, known = (ConfigParser.load_config_file(str(file)) for file in (files[0], own))
+    text = str(ConfigParser.load_config_files([str(file) for file in files]))
+    for name in overrides:
+        top = re.split("::|#", name)[0]
+        if top in base and top not in known and not re.search(rf"[@%]{re.escape(top)}\b", text):
+            raise ValueError(
+                f"{own.parent} was trained before there was {top!r}, and would not use it. Leave it out, or train anew."
+            )
+
+
 def _root(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
@@ -140,6 +152,7 @@ def evaluate(run: str, overlays: str | Sequence[str] = (), **overrides: Any) -> 
     files = [base, folder / "config.yaml", CONFIGS / "evaluate.yaml", *_several("evaluate"), *overlay_paths(overlays)]
     if launched() and "evaluate_calibration" in [Path(file).stem for file in files]:
         raise ValueError("evaluate_calibration measures a single process; evaluate without it, or without torchrun.")
+    _check_used(overrides, folder / "config.yaml", files)
     _run("evaluating", files, overrides, output_dir=str(folder))
 
 

@@ -22,8 +22,10 @@ CONF = {
     "held_out": "share of the patients that never train but judge new versions, above 0 and below 1 (default: 0.2)",
     "margin": "how much lower the Dice on held-out patients may be for a new version to be served (default: 0.01)",
     "allow_remote": "true: answer other computers too, although there is no authentication (default: false)",
+    "names": "names, parted by commas, by which other computers may call the server with allow_remote (default: any)",
 }
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,7 @@ class Options:
     held_out: float
     margin: float
     allow_remote: bool
+    names: tuple[str, ...]
 
 
 def read_conf(conf: Mapping[str, object], studies: str) -> Options:
@@ -76,6 +79,7 @@ def read_conf(conf: Mapping[str, object], studies: str) -> Options:
         held_out=_number(values, "held_out", 0.2, 0.01, 0.99),
         margin=_number(values, "margin", 0.01, 0.0, 1.0),
         allow_remote=_truth(values, "allow_remote"),
+        names=_names(values.get("names", "")),
     )
 
 
@@ -115,6 +119,14 @@ def _truth(values: Mapping[str, str], key: str) -> bool:
     if text not in ("true", "false"):
         raise ValueError(f"--conf {key} is {text!r}; expected true or false: {CONF[key]}.")
     return text == "true"
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(filter(None, (name.strip() for name in text.split(","))))
+    wrong = [name for name in names if not HOST.fullmatch(name)]
+    if wrong:
+        raise ValueError(f"--conf names has {wrong[0]!r}; expected {CONF['names']}, such as scans.example.org.")
+    return names
 
 
 def _default_output(studies: str) -> Path:

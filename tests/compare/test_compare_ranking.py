@@ -77,6 +77,16 @@ def test_stability_is_that_of_a_plain_loop():
     assert found.mean_ranks["c"] == 3
 
 
+def test_stability_of_two_patients_is_that_of_their_four_draws():
+    """Drawn twice: the first patient (1/4) and both (1/2) speak for a, the second one (1/4) for b."""
+    scores = pd.DataFrame({"a": [1.0, 0.0], "b": [0.0, 0.5]})
+    found = rank_stability(scores, resamples=20000)
+    assert found.shares.loc["a", 1] == pytest.approx(0.75, abs=0.01)
+    assert found.shares.loc["b", 1] == pytest.approx(0.25, abs=0.01)
+    assert found.mean_ranks.to_dict() == pytest.approx({"a": 1.25, "b": 1.75}, abs=0.02)
+    assert found.kendall == 1
+
+
 def test_a_clear_order_is_stable_and_equal_variants_share_the_first_rank():
     clear = pd.DataFrame({"a": np.linspace(0.8, 0.9, 8), "b": np.linspace(0.6, 0.7, 8)})
     assert rank_stability(clear).kendall == 1

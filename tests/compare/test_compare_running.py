@@ -1,6 +1,7 @@
 """Two networks with two seeds on small phantoms, from the data to the page, stopped and gone on with."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from compare_support import write_run
 from scripts import workflows
 from scripts.compare import compare, running
 from scripts.compare.calibration import Reliability, region
-from scripts.compare.cost import macs
+from scripts.compare.collect import read_runs
+from scripts.compare.cost import costs, macs, steps_per_epoch
 from support import TINY, ball_dataset
 
 UNET = """
@@ -80,6 +82,7 @@ def test_every_network_and_seed_is_trained_and_scored(finished):
         assert row["epochs"] == EPOCHS
     for name in ("parameters_m", "gmacs", "peak_gb", "step_s", "case_s", "ece"):
         assert (total[name] > 0).all(), name
+    assert (finished / "figures" / "reliability.png").stat().st_size > 5000
     groups = pd.read_csv(finished / "groups.csv")
     assert set(groups["group"]) == {"north", "south"}
 
@@ -162,6 +165,39 @@ def test_a_failing_network_leaves_the_others_alone(place, monkeypatch):
         run(place, output=str(place / "none"), networks="unet")
 
 
+def test_two_processes_share_the_runs_and_one_writes_the_page(place, monkeypatch):
+    """As torchrun starts them: each makes its own runs, as if it were alone, and one that fails stops nobody."""
+    output, made = str(place / "shared"), []
+
+    def make(job, *_):
+        made.append((job.folder.name, "RANK" in os.environ))
+        if job.folder.name == "utnet-none-seed1":
+            raise RuntimeError("no memory")
+        write_run(job.folder, {"a": (0.5, 0.6), "b": (0.7, 0.8)}, seed=job.seed, note={"network": job.network})
+
+    monkeypatch.setattr(running, "make_run", make)
+    parts = []
+    for rank in ("0", "1"):
+        with monkeypatch.context() as group:
+            for name, value in {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank}.items():
+                group.setenv(name, value)
+            parts.append(run(place, output=output, networks="unet,utnet"))
+            with pytest.raises(ValueError, match="minutes is 3.*Give --epochs"):
+                run(place, output=output, networks="unet", epochs=None, minutes=3)
+            with pytest.raises(ValueError, match="2 processes cannot write one database.*nny track"):
+                run(place, output=output, networks="unet", tracking="mlflow")
+            with pytest.raises(ValueError, match="start it without torchrun"):
+                compare(output)
+    assert parts[0].startswith("2 of 4 runs finished. The same command without torchrun")
+    assert parts[1].startswith("3 of 4 runs finished; failed: utnet-none-seed1.")
+    assert sorted(made) == [(f"{name}-none-seed{seed}", False) for name in ("unet", "utnet") for seed in (0, 1)]
+    assert not (place / "shared" / "index.html").exists()
+    made.clear()
+    html = Path(run(place, output=output, networks="unet,utnet")).read_text()
+    assert made == [("utnet-none-seed1", False)]
+    assert f"2 networks, 3 runs, 2 cases of 2 patients · budget: {EPOCHS} epochs each" in html
+
+
 def test_jobs_are_refused_before_anything_starts(place, tmp_path):
     with pytest.raises(ValueError, match="There is no overlay 'network_unt'"):
         run(place, output=str(tmp_path), networks="unt")
@@ -180,6 +216,13 @@ def test_minutes_become_epochs(place, monkeypatch):
     assert epochs == 60 / (0.5 * 4)  # 8 cases to train on
     with pytest.raises(ValueError, match="One epoch takes 0.033 minutes, and 0.001 are the budget"):
         running.epochs_for([str(place / "tiny.yaml")], str(place / "data"), 0.001, {})
+
+
+def test_steps_of_an_epoch_are_those_of_the_protocol_or_of_all_cases(tmp_path):
+    assert steps_per_epoch({"batch_size": 3}, 8) == 2
+    assert steps_per_epoch({"batch_size": 3, "train": {"epoch_steps": 250}}, 8) == 250
+    write_run(tmp_path / "a", {"c": (0.5, 0.5)}, config={"train": {"epoch_steps": 16}})  # an epoch takes 8 seconds
+    assert costs(read_runs([tmp_path]))["step_s"] == 0.5
 
 
 def test_a_step_and_multiply_accumulates_are_measured_on_the_network(place):

@@ -8,6 +8,7 @@ import torch
 from scripts.crossval.candidates import LARGEST, NONE, OPTIONS, candidate_rows, cleaned, settings_of
 from scripts.crossval.choice import choose, choose_nested
 from scripts.metrics import case_metrics
+from scripts.regions import region_metrics
 from support import write_nifti
 
 LABELS = ["background", "organ", "tumour"]
@@ -52,6 +53,20 @@ def test_score_of_an_option_is_that_of_the_mask_it_makes(cases, option, tmp_path
     rows = case_metrics(made.numpy()[0], label, (2, 2, 5), dict(enumerate(LABELS)))
     for row in rows:
         assert scores[row["class"], option] == pytest.approx(row["dice"]), row["class"]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_score_of_an_option_is_that_of_the_regions_of_its_class(cases, option, tmp_path):
+    """Where overlapping regions are scored, a class is cleaned for their sake."""
+    _, name, mask, label = cases[0]
+    regions = {"whole": [1, 2], "tumour": [2]}
+    rows = candidate_rows(mask, label, AFFINE, LABELS, regions)
+    scores = {row["class"]: row["dice"] for row in rows if row["option"] == option}
+    file = write_nifti(tmp_path / f"{name}.nii.gz", mask, AFFINE)
+    for value, parts in {1: ["whole"], 2: ["whole", "tumour"]}.items():
+        made = cleaned(str(file), settings_of({LABELS[value]: option}, LABELS)).numpy()[0]
+        dice = {row["class"]: row["dice"] for row in region_metrics(made, label, (2, 2, 5), regions, 2.0)}
+        assert scores[LABELS[value]] == pytest.approx(np.mean([dice[part] for part in parts]))
 
 
 def test_class_that_is_not_there_and_rightly_removed_scores_one():

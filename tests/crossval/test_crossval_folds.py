@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -115,6 +116,25 @@ def test_masks_are_cleaned_as_the_other_folds_chose(finished):
     summary = pd.read_csv(finished / "summary.csv").set_index(["class", "metric"])
     assert summary.loc[("ball", "dice"), "mean"] > summary.loc[("ball", "dice"), "raw"] + 0.001
     assert summary.loc[("ball", "assd"), "mean"] < summary.loc[("ball", "assd"), "raw"]
+
+
+def test_a_fold_has_no_say_in_how_its_own_masks_are_cleaned(finished, place, monkeypatch):
+    """Were every mask of fold 0 right as it is, folds 1 and 2 and the ensemble would leave masks alone; not fold 0."""
+    folder = shutil.copytree(finished, place / "differ")
+    table = pd.read_csv(folder / "fold0" / "candidates.csv")
+    table["dice"] = (table["option"] == "none").astype(float)
+    table.to_csv(folder / "fold0" / "candidates.csv", index=False)
+    monkeypatch.setattr(running, "make_fold", lambda *_: pytest.fail("trained again"))
+    run(place, "differ")
+    kept, alone = {"keep_largest": [1], "remove_small": []}, {"keep_largest": [], "remove_small": []}
+    for fold, settings in enumerate((kept, alone, alone)):
+        assert json.loads((folder / f"fold{fold}" / "cleaned" / "settings.json").read_text()) == settings
+        raw, scored = (
+            np.asarray(nib.load(folder / part / "masks" / f"ball_{fold:02d}.nii.gz").dataobj)
+            for part in (f"fold{fold}/raw", "evaluation")
+        )
+        assert np.array_equal(raw, scored) == (settings == alone)
+    assert yaml.safe_load((folder / "postprocessing.yaml").read_text()) == alone
 
 
 def test_nothing_is_trained_again_and_the_page_is_the_same(finished, place, monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from release_support import outside, release_and_unpack
 from scripts import workflows
+from scripts.compare import compare
 from scripts.handlers import read_log
 from support import CONFIGS, ROOT, ball_dataset, tiny_overlay
 
@@ -223,3 +224,23 @@ def test_folds_in_two_processes_are_those_of_one(uneven, overlays, tmp_path):
     for key in one:
         torch.testing.assert_close(one[key], two[key], atol=1e-6, rtol=0)
     assert (tmp_path / "cv" / "fold0" / "crossval.json").is_file()
+
+
+def test_runs_of_a_comparison_in_two_processes_are_those_of_one(uneven, overlays, tmp_path):
+    """`nny compare` started by torchrun: each process makes a run as if it were alone; one process writes the page."""
+    data, output = uneven / "data", tmp_path / "compare"
+    arguments = ["compare", "--dataset", data, "--output", output, "--overlays", overlays, "--networks", "base"]
+    arguments += ["--seeds", "0,1", "--epochs", 1, "--batch_size", 2]
+    assert "2 of 2 runs finished" in several(tmp_path, "--no-python", ROOT / "nny", *arguments)
+    workflows.train(str(data), str(tmp_path / "one"), overlays, seed=1, epochs=1, val_interval=1, batch_size=2)
+    one, two = (
+        torch.load(run / "model.pt", weights_only=True) for run in (tmp_path / "one", output / "runs" / "base-seed1")
+    )
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], atol=1e-6, rtol=0)
+    page = compare(
+        dataset=str(data), output=str(output), overlays=overlays, networks="base", seeds=(0, 1), epochs=1, batch_size=2
+    )
+    assert page == str(output / "index.html")
+    board = pd.read_csv(output / "leaderboard.csv")
+    assert board["seeds"].unique().tolist() == [2]

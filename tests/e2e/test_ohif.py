@@ -2,7 +2,9 @@
 
 import json
 import tarfile
+import tempfile
 import time
+import urllib.parse
 import urllib.request
 
 import itk
@@ -11,7 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 from app_support import write_run
-from dicom_support import LABELS, dumped, needs_orthanc, write_series
+from dicom_support import LABELS, by_dcmqi, dumped, needs_orthanc, write_series
 from ohif_support import Viewer, needs_chromium
 from playwright.sync_api import sync_playwright
 from requests import Session
@@ -52,8 +54,8 @@ def patient(scan):
 
 @pytest.fixture(scope="module")
 def phantoms(folder, scan):
-    """Three more patients, small: phantom and SeriesInstanceUID by PatientID."""
-    made = [write_series(folder / "scans" / f"phantom{n}", n, matrix=48, slices=16) for n in (1, 2, 3)]
+    """Three more patients, small: phantom and SeriesInstanceUID by PatientID. HCC_006 will judge new versions."""
+    made = [write_series(folder / "scans" / f"phantom{n}", n, matrix=48, slices=16) for n in (1, 2, 6)]
     return {phantom.patient_id: (phantom, uid) for phantom, uid in made}
 
 
@@ -73,7 +75,7 @@ def run(folder, table):
 @pytest.fixture(scope="module")
 def server(folder, run, table):
     command = [ROOT / "nny", "serve-dicom", "--port", "0", "--scans", folder / "scans", "--bundle", run]
-    command += ["--clinical", table, "--output", folder / "out", "--margin", "1"]
+    command += ["--clinical", table, "--output", folder / "out"]
     server = Server(cwd=folder, command=list(map(str, command)))
     yield server
     if server.process.poll() is None:
@@ -113,12 +115,12 @@ def images(server):
 
 def test_studies_are_listed_and_filtered(ohif, patient, phantoms):
     ohif.open_list()
-    ohif.page.wait_for_selector("text=HCC_003")
+    ohif.page.wait_for_selector("text=HCC_006")
     assert set(ohif.rows()) >= {patient, *phantoms}
     ohif.picture("1_list")
     field = ohif.page.locator("input#mrn, [data-cy='input-mrn'] input, [data-cy='input-mrn']").first
     field.fill("HCC_002")
-    ohif.page.wait_for_function("() => !document.body.innerText.includes('HCC_003')")
+    ohif.page.wait_for_function("() => !document.body.innerText.includes('HCC_006')")
     assert set(ohif.rows()) == {"HCC_002"}
     ohif.open_list()
 
@@ -132,8 +134,7 @@ def test_mask_appears_and_is_that_of_the_command_line(ohif, scan, run, table, pa
     answer = ohif.run()
     ohif.picture("3_mask")
     assert ohif.coloured() > before + 0.003  # untrained, the network's mask is spots
-    (tmp_path / "mask.nrrd").write_bytes(answer)
-    mask = itk.array_from_image(itk.imread(str(tmp_path / "mask.nrrd"))).transpose()
+    mask = _voxels(answer, "nrrd")
     workflows.infer(str(scan), str(tmp_path / "cli"), run=str(run), clinical=str(table))
     expected = np.asarray(nib.load(next((tmp_path / "cli").glob("*.nii.gz"))).dataobj)
     assert expected.any()
@@ -149,14 +150,13 @@ def test_next_sample_names_a_study(ohif, images, server):
 
 
 def test_submitted_labels_are_segmentations_that_others_read(server, orthanc, images, phantoms, patient, tmp_path):
-    for name, (phantom, uid) in phantoms.items():
-        file = tmp_path / f"{name}.nii.gz"
-        nib.save(nib.Nifti1Image(phantom.label, phantom.geometry.affine()), file)
+    sent = {uid: tmp_path / f"{name}.nii.gz" for name, uid in images.items()}
+    for phantom, uid in phantoms.values():
+        nib.save(nib.Nifti1Image(phantom.label, phantom.geometry.affine()), sent[uid])
+    sent[images[patient]].write_bytes(server.get(f"/infer/tiny?image={images[patient]}&output=image", "POST"))
+    for uid, file in sent.items():
         _submit(server, uid, file)
-    mask = tmp_path / "mask.nii.gz"
-    mask.write_bytes(server.get(f"/infer/tiny?image={images[patient]}&output=image", "POST"))
-    _submit(server, images[patient], mask)
-    _submit(server, images[patient], mask)  # again: it replaces what clients count
+    _submit(server, images[patient], sent[images[patient]])  # again: it replaces what clients count
     assert json.loads(server.get("/info/"))["datastore"]["completed"] == 4
     listed = orthanc("/dicom-web/series?Modality=SEG&includefield=0008103E").json()
     assert len(listed) == 5
@@ -170,6 +170,11 @@ def test_submitted_labels_are_segmentations_that_others_read(server, orthanc, im
         file.write_bytes(orthanc(f"/instances/{uid}/file").content)
         assert dumped(file, "SegmentLabel") == list(LABELS)
         assert {"10200004", "4147007", "32764006", "7832008"} <= set(dumped(file, "CodeValue"))
+        image = str(pydicom.dcmread(file, stop_before_pixels=True).ReferencedSeriesSequence[0].SeriesInstanceUID)
+        label = nib.load(sent[image])
+        read, _ = by_dcmqi(file, tmp_path / series, label)
+        np.testing.assert_array_equal(read, np.asarray(label.dataobj))
+        assert read.any()
     sample = json.loads(_post(server, "/activelearning/random", {}))
     assert sample == {}  # all are labelled
 
@@ -183,26 +188,49 @@ def test_training_of_two_epochs_serves_a_new_version(server, images):
     info = json.loads(server.get("/info/"))
     stats = info["train_stats"]["tiny"]
     assert (stats["served"], stats["epoch"], stats["total_epochs"]) == ("1", 2, 2), server.get("/train/")
+    judged = stats["verdict"]
+    assert (judged["compared_with"], judged["margin"]) == ("0", 0.01)
+    assert set(judged["cases"]) == {images["HCC_006"]}
+    assert judged["dice"] >= judged["served_dice"] - 0.01
     told = json.loads(server.get(f"/infer/tiny?image={images['HCC_001']}&output=json", "POST"))
     assert told["version"] == "1"
     assert told["clinical"]["source"] == "table"
 
 
-def test_new_version_is_seen_in_ohif(ohif):
+def test_new_version_is_seen_in_ohif(ohif, server, images):
+    """The mask that OHIF gets is the new version's, and that is another one than before."""
     ohif.open_list()
     ohif.page.wait_for_selector("text=HCC_001")
     ohif.open_study("HCC_001")
     ohif.connect()
-    ohif.run()
+    mask = _voxels(ohif.run(), "nrrd")
     ohif.tab("Active Learning")
     ohif.picture("5_trained")
     assert not ohif.errors
+    old, new = (_voxels(_mask(server, images["HCC_001"], version), "nii.gz") for version in ("0", "1"))
+    np.testing.assert_array_equal(mask, new)
+    assert (mask != old).any()
 
 
 def test_server_was_quiet_and_ends_orthanc(server, folder):  # the last test of the fixture
     assert server.stop() == 0
     assert "Traceback" not in server.log.read_text()
     assert "Orthanc has stopped" in (folder / "out" / "orthanc" / "orthanc.log").read_text()
+
+
+def _mask(server, image, version):
+    params = urllib.parse.urlencode({"params": json.dumps({"version": version})}).encode()
+    request = urllib.request.Request(f"{server.address}/infer/tiny?image={image}&output=image", params, method="POST")
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return answer.read()
+
+
+def _voxels(content, suffix):
+    """Voxels of a volume in memory, (columns, rows, slices)."""
+    with tempfile.NamedTemporaryFile(suffix=f".{suffix}") as file:
+        file.write(content)
+        file.flush()
+        return itk.array_from_image(itk.imread(file.name)).transpose()
 
 
 def _submit(server, image, file):

@@ -1,16 +1,24 @@
 """The annotation server as a user starts it: a process that answers requests, and ends when it is told to."""
 
+import base64
 import json
 import signal
 import subprocess
 import sys
+import threading
+import time
 import urllib.error
 import urllib.parse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import jwt
 import nibabel as nib
 import numpy as np
 import pytest
+import requests
 from app_support import write_run, write_studies
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from scripts import workflows
 from server_support import PATIENCE, Server
 from support import CONFIGS, ROOT
@@ -67,6 +75,57 @@ def test_unknown_image_is_not_found(server):
 def test_other_addresses_and_pages_are_refused(server):
     with pytest.raises(urllib.error.HTTPError, match="403"):
         server.get("/info/", origin="http://elsewhere")
+
+
+@pytest.fixture(scope="module")
+def realm():
+    """The key of a stand-in for Keycloak that tells its public half, and the realm's address."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    public = base64.b64encode(key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).decode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"public_key": public}).encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield key, f"http://127.0.0.1:{server.server_port}/realms/monailabel"
+    server.shutdown()
+
+
+def test_monai_labels_authentication(realm, run, studies, tmp_path, monkeypatch):
+    """Nothing without a token, nor with one of somebody else; with one, what its role allows."""
+    key, address = realm
+    monkeypatch.setenv("MONAI_LABEL_AUTH_ENABLE", "true")
+    monkeypatch.setenv("MONAI_LABEL_AUTH_REALM_URI", address)
+    server = Server("--studies", studies, "--bundle", run, "--output", tmp_path / "out", cwd=tmp_path)
+
+    def ask(method, path, signed_by=None, role="monailabel-user"):
+        said = {"preferred_username": "ann", "exp": time.time() + 300, "realm_access": {"roles": [role]}}
+        headers = {"Authorization": f"Bearer {jwt.encode(said, signed_by, 'RS256')}"} if signed_by else {}
+        return requests.request(method, server.address + path, headers=headers, timeout=PATIENCE).status_code
+
+    try:
+        stranger = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        asked = [
+            ("GET", "/info/"),
+            ("GET", "/datastore/?output=all"),
+            ("POST", "/infer/tiny?image=HCC_001&output=json"),
+        ]
+        for method, path in [*asked, ("POST", "/activelearning/first"), ("POST", "/train/tiny"), ("GET", "/logs/")]:
+            assert ask(method, path) == 401, path
+            assert ask(method, path, stranger) == 401, path
+        for method, path in asked:
+            assert ask(method, path, key) == 200, path
+        assert ask("POST", "/train/tiny", key) == 403
+        assert ask("POST", "/train/tiny", key, "monailabel-admin") == 400  # no labels to train on
+    finally:
+        server.stop()
 
 
 def test_taken_port_is_refused_at_once(server, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from functools import cache
@@ -11,6 +12,7 @@ import torch
 from monai.bundle import ConfigParser
 from networks.tiny import CLASSES, FUSIONS, GRID, NETWORKS, TINY
 from scripts.networks import YNet
+from scripts.networks.speed import plain
 from support import CONFIGS
 from torch import Tensor
 from torch.nn import functional as F
@@ -180,6 +182,20 @@ def test_trace(name):
         traced = torch.jit.trace(network, (x,), check_trace=False)
         other = torch.randn(x.shape, generator=torch.Generator().manual_seed(4))
         torch.testing.assert_close(traced(other), network(other))
+
+
+@pytest.mark.parametrize(("training", "half"), [(True, False), (False, True)], ids=["step", "bfloat16"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_compiles_to_one_graph(name, training, half):
+    torch._dynamo.reset()
+    network, x = build(name).train(training), image(name)
+    compiled = torch.compile(copy.deepcopy(network), fullgraph=True, backend="eager")
+    results = []
+    for run in (compiled, plain(network)):  # the compiler gets torch's own operations
+        torch.manual_seed(4)  # the same features are dropped
+        with torch.autocast("cpu", torch.bfloat16, enabled=half), torch.set_grad_enabled(training):
+            results.append(run(x))
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS[1:])

@@ -130,16 +130,6 @@ def test_state_dict_round_trip_and_determinism():
         torch.testing.assert_close(net(x)[1:], net(x[1:]))  # the windows of two images stay apart
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-def test_compiles_to_one_graph(autocast):
-    torch._dynamo.reset()
-    net, x = network().eval(), torch.randn(1, 1, 16, 32)
-    compiled = torch.compile(net, fullgraph=True, backend="eager")
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        torch.testing.assert_close(compiled(x), net(x))
-        assert net(x).isfinite().all()
-
-
 COMMON = [
     ({"spatial_dims": 3}, "spatial_dims is 3; this network is for planes"),
     ({"img_size": [16, 20]}, r"img_size is \[16, 20\]; expected one number or 2 of them, divisible by \(8, 8\)"),

@@ -86,16 +86,6 @@ def test_state_dict_round_trip_and_determinism():
     assert torch.equal(net(x), other(x))
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-def test_compiles_to_one_graph(autocast):
-    torch._dynamo.reset()
-    net, x = network().eval(), torch.randn(1, 2, 16, 16)
-    compiled = torch.compile(net, fullgraph=True, backend="eager")
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        torch.testing.assert_close(compiled(x), net(x))
-        assert net(x).isfinite().all()
-
-
 @pytest.mark.parametrize(
     ("part", "changes", "match"),
     [

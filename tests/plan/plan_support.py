@@ -50,8 +50,8 @@ def fingerprint_of(records, labels=("background", "ball"), channels=("MR",)):
     )
 
 
-def write_dataset(folder, volumes, *, spacing=(1.0, 1.0, 1.0), labels=("background", "ball"), modality="MR"):
-    """A prepared dataset of (image, label) pairs, dealt to five folds in turn."""
+def write_dataset(folder, volumes, *, spacing=(1.0, 1.0, 1.0), labels=("background", "ball"), channels=("MR",), **more):
+    """A prepared dataset of (image, label) pairs, dealt to five folds in turn; images may have channels last."""
     cases = []
     for i, (image, label) in enumerate(volumes):
         affine = np.diag([*spacing, 1.0])
@@ -60,6 +60,7 @@ def write_dataset(folder, volumes, *, spacing=(1.0, 1.0, 1.0), labels=("backgrou
         name = f"case_{i:02d}.nii.gz"
         cases.append({"image": f"imagesTr/{name}", "label": f"labelsTr/{name}", "fold": i % 5})
     named = {str(value): name for value, name in enumerate(labels)}
-    about = {"name": "made", "labels": named, "modality": {"0": modality}, "training": cases}
+    modality = {str(i): name for i, name in enumerate(channels)}
+    about = {"name": "made", "labels": named, "modality": modality, "training": cases} | more
     (folder / "dataset.json").write_text(json.dumps(about))
     return folder

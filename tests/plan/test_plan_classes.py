@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from plan_support import fingerprint_of, geometry, record, two_balls
@@ -47,6 +49,12 @@ def test_a_class_of_two_pieces_is_not_cut_down_to_one(data):
     assert 1 in kept.value
     assert 2 not in kept.value
     assert "pair in 0 of 20" in kept.reason
+
+
+def test_classes_of_overlapping_regions_are_left_whole(data):
+    kept = plan_components(dataclasses.replace(data, regions={"all": [1, 2, 3], "two": [2, 3], "three": [3]}))
+    assert kept.value == []
+    assert "hole in the regions" in kept.reason
 
 
 def test_small_and_rare_classes_are_sampled_twice_as_often(data):

@@ -226,6 +226,37 @@ def test_broken_object_is_reported_and_the_rest_imported(study, tmp_path, damage
     assert {p.name for p in (tmp_path / "out").rglob("P2*")} == {f"{case}.json"}
 
 
+def segmentation_cut_off(root):
+    path = root / "z" / "seg.dcm"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def segmentation_beside_the_scan(root):
+    def change(content):
+        for frame in content.PerFrameFunctionalGroupsSequence:
+            place = frame.PlanePositionSequence[0]
+            place.ImagePositionPatient = [f"{float(v) + 500:.5f}" for v in place.ImagePositionPatient]
+
+    edit(root / "z" / "seg.dcm", change)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(segmentation_cut_off, r"seg\.dcm"), (segmentation_beside_the_scan, r"seg\.dcm")],
+    ids=["cut off", "beside the scan"],
+)
+def test_broken_segmentation_is_reported_and_the_rest_imported(study, tmp_path, damage, reason):
+    root, truth = study
+    damage(root)
+    done = prepare_dicom(str(root), str(tmp_path / "out"), labels=CLASSES, **OPTIONS)
+    ((case, said),) = done["broken"].items()
+    assert case.startswith("P3")
+    assert re.search(reason, said), said
+    for patient in ("P1", "P2"):
+        check(tmp_path / "out", patient, truth)
+    assert {p.name for p in (tmp_path / "out").rglob("P3*")} == {f"{case}.json"}
+
+
 def test_folder_without_drawings_and_wrong_expressions(study, tmp_path):
     root, _ = study
     with pytest.raises(FileNotFoundError, match="holds no DICOM SEG and no RTSTRUCT among 7 files"):

@@ -11,6 +11,7 @@ from scripts.compare.collect import read_runs
 from scripts.compare.page import write_comparison
 from scripts.compare.papers import find_tables
 from scripts.compare.running import plan_jobs, run_jobs
+from scripts.shares import launched
 
 
 def compare(
@@ -31,7 +32,8 @@ def compare(
     """Compare networks on equal terms: a leaderboard with intervals, tests, ranks, costs and calibration.
 
     Two ways, which may be mixed: name finished runs, or a dataset and networks to train on it. Training goes on where
-    it was stopped, and finished runs are kept.
+    it was stopped, and finished runs are kept. Started by torchrun, each process makes its share of the runs; the same
+    command without torchrun then writes the page.
 
     Args:
         *runs: finished runs, or folders of them; name=folder gives one a name.
@@ -49,8 +51,15 @@ def compare(
         **overrides: any id of the configuration, the same for all: --learning_rate 0.002 --patch_size "[64,64,32]" …
 
     Returns:
-        Path of the page.
+        Path of the page, or what is still to be done.
+
+    Raises:
+        ValueError: unknown names, other terms than those that the folder was begun with, or runs that cannot be
+            compared.
+        RuntimeError: not a single run could be finished.
     """
+    if launched() and dataset is None:
+        raise ValueError("There is nothing to train, so nothing for several processes: start it without torchrun.")
     papers = find_tables(against) if against else []
     folder = Path(output).expanduser().resolve()
     failed: dict[str, str] = {}
@@ -62,7 +71,21 @@ def compare(
             settings |= {"tracking": tracking, "tracking_store": f"sqlite:///{folder / 'mlflow.db'}"}
         place = str(Path(dataset).expanduser().resolve())
         failed = run_jobs(jobs, place, folder, epochs=epochs, minutes=minutes, **settings)
+        if launched():
+            count = sum(job.finished for job in jobs)
+            words = f"; failed: {', '.join(failed)}" if failed else ""
+            return (
+                f"{count} of {len(jobs)} runs are finished{words}. The same command without torchrun writes the page."
+            )
         runs = (*runs, *(str(job.folder) for job in jobs if job.folder.name not in failed))
     elif networks or epochs or minutes or overrides:
         raise ValueError("networks, epochs, minutes and ids of the configuration are for training; give --dataset too.")
-    return write_comparison(analyse(read_runs(runs), metric=metric), folder, papers=papers, failed=failed)
+    found = analyse(read_runs(runs), metric=metric)
+    return write_comparison(found, folder, papers=papers, failed=failed, budget=_budget(epochs, minutes))
+
+
+def _budget(epochs: int | None, minutes: float | None) -> str:
+    """The budget of the runs in words; empty for runs that were trained elsewhere."""
+    if epochs:
+        return f"{epochs} epochs each"
+    return f"{minutes:g} minutes of training steps each" if minutes else ""

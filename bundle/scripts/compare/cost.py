@@ -44,7 +44,7 @@ def _one(run: Run) -> dict[str, float | None]:
     if log is not None and "seconds" in log:
         validated = log["val_dice"].notna() if "val_dice" in log else np.zeros(len(log), bool)
         plain = log.loc[~validated, "seconds"] if not validated.all() else log["seconds"]
-        steps = len(run.files.datalist.get("training", [])) // _whole(run.config.get("batch_size"), 1)
+        steps = steps_per_epoch(run.config, len(run.files.datalist.get("training", [])))
         seconds = float(plain.median()) / steps if steps else None
     return {
         "parameters_m": None if parameters is None else parameters / 1e6,
@@ -56,8 +56,16 @@ def _one(run: Run) -> dict[str, float | None]:
     }
 
 
-def _whole(value: Any, default: int) -> int:
-    return value if isinstance(value, int) else default
+def steps_per_epoch(config: Mapping[str, Any], cases: int) -> int:
+    """Optimiser steps of an epoch: as many as the protocol names, else those that all training cases make.
+
+    Args:
+        config: merged training configuration.
+        cases: number of training cases.
+    """
+    named = (config.get("train") or {}).get("epoch_steps")
+    batch = config.get("batch_size")
+    return named if isinstance(named, int) else cases // (batch if isinstance(batch, int) else 1)
 
 
 def macs(config: Mapping[str, Any]) -> float | None:

@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 
 from scripts.compare import figures, tables
 from scripts.compare.analysis import LEVEL, TOTAL, Comparison
 from scripts.compare.papers import against
 from scripts.files import replacing
+from scripts.pages import write_page
 
-_TEMPLATE = "page_template.html"
+_TEMPLATE = "compare/page_template.html"
 
 
 def write_comparison(
@@ -25,6 +25,7 @@ def write_comparison(
     *,
     papers: Sequence[dict[str, Any]] = (),
     failed: Mapping[str, str] | None = None,
+    budget: str = "",
 ) -> str:
     """Write the page, the leaderboard in three formats, all tests and groups, and the plots.
 
@@ -33,15 +34,13 @@ def write_comparison(
         folder: where to; made when missing.
         papers: tables of papers, to print the difference to.
         failed: runs that could not be finished, and why.
+        budget: of every run, in words.
 
     Returns:
         Path of the page.
     """
     plots = _plots(found)
     paper = against(found, papers) if papers else pd.DataFrame()
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    html = environment.get_template(_TEMPLATE).render(_content(found, plots, paper, failed or {}))
     for name, text in _files(found, paper).items():
         with replacing(folder / name) as part:
             part.write_text(text, encoding="utf-8")
@@ -49,9 +48,8 @@ def write_comparison(
         if uri:
             with replacing(folder / "figures" / f"{name}.png") as part:
                 part.write_bytes(base64.b64decode(uri.split(",", 1)[1]))
-    with replacing(folder / "index.html") as part:
-        part.write_text(html, encoding="utf-8")
-    return str(folder / "index.html")
+    content = _content(found, plots, paper, failed or {}) | {"budget": budget}
+    return write_page(_TEMPLATE, content, folder / "index.html")
 
 
 def _files(found: Comparison, paper: pd.DataFrame) -> dict[str, str]:

@@ -20,9 +20,11 @@ from tqdm import tqdm
 
 from scripts import workflows
 from scripts.compare.collect import NOTE
-from scripts.compare.cost import seconds_per_step
+from scripts.compare.cost import seconds_per_step, steps_per_epoch
 from scripts.datalists import part
 from scripts.files import replacing
+from scripts.shares import by_itself, own_share, share
+from scripts.terms import keep_terms
 
 FIRST_CASE = "$scripts.datalists.part(@dataset_dir, @fold, 'validation')[:1]"  # the evaluation scores them all
 TERMS = "terms.json"
@@ -44,6 +46,11 @@ class Job:
     overlays: tuple[str, ...]
     seed: int
     folder: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is trained and evaluated."""
+        return (self.folder / NOTE).is_file()
 
 
 def plan_jobs(output: Path, dataset: str, networks: str, fusions: str, seeds: Sequence[int]) -> list[Job]:
@@ -89,9 +96,10 @@ def run_jobs(
     """Train and evaluate what is not finished; the same call goes on where another one was stopped.
 
     Each run has a process of its own, so that its peak memory is its own, and one that fails leaves the others alone.
+    Of several processes that torchrun started each makes its share of the runs.
 
     Args:
-        jobs: of `plan_jobs`.
+        jobs: of `plan_jobs`, all of them.
         dataset_dir: the prepared dataset.
         output: folder of the comparison.
         epochs: epochs of every run; or
@@ -102,15 +110,28 @@ def run_jobs(
         Folder name to reason for each run that failed.
 
     Raises:
-        ValueError: neither or both of epochs and minutes, or other terms than those the folder was begun with.
+        ValueError: neither or both of epochs and minutes, other terms than those the folder was begun with, or what
+            several processes cannot do.
         RuntimeError: not a single run could be finished.
     """
     if (epochs is None) == (minutes is None):
         raise ValueError(f"epochs is {epochs} and minutes {minutes}; give the one that is the budget of every run.")
     if min(epochs or 1, minutes or 1) <= 0:
         raise ValueError(f"The budget is {epochs or minutes}; expected a positive number.")
+    number, processes = own_share()
+    if processes > 1 and minutes is not None:
+        raise ValueError(
+            f"minutes is {minutes}: steps are timed by one process while the machine does nothing else. Give --epochs, "
+            "or start without torchrun."
+        )
+    if processes > 1 and settings.get("tracking"):
+        raise ValueError(
+            f"tracking is {settings['tracking']!r}, but {processes} processes cannot write one database. Leave it out, "
+            "and copy the finished runs: nny track <run>."
+        )
     terms = {"dataset": str(dataset_dir), "epochs": epochs, "minutes": minutes, "settings": settings}
-    _keep_terms(output / TERMS, terms)
+    keep_terms(output / TERMS, terms, "runs on different terms cannot be compared")
+    jobs = share(jobs, (number, processes))
     failed: dict[str, str] = {}
     counts = {}  # all before the first training, so that the machine is as busy for each
     for job in tqdm(jobs, desc="epochs that fit", disable=minutes is None):
@@ -119,10 +140,10 @@ def run_jobs(
     bar = tqdm(counts.items(), desc="runs")
     for job, count in bar:
         bar.set_postfix_str(job.folder.name)
-        if not (job.folder / NOTE).is_file():
-            with _noted(job, failed):
+        if not job.finished:
+            with _noted(job, failed), by_itself():
                 alone(make_run, job, dataset_dir, count, settings)
-    if len(failed) == len(jobs):
+    if processes == 1 and len(failed) == len(jobs):  # of several, one that ends by an error would stop the others
         raise RuntimeError(f"Not one of {len(jobs)} runs could be finished. The first: {next(iter(failed.values()))}")
     return failed
 
@@ -202,8 +223,7 @@ def epochs_for(overlays: Sequence[str], dataset_dir: str, minutes: float, settin
     """
     config = merged(overlays, settings | {"dataset_dir": dataset_dir})
     cases = len(part(dataset_dir, int(config["fold"]), "training"))
-    steps = config["train"].get("epoch_steps") or max(1, cases // int(config["batch_size"]))  # a protocol names them
-    epoch = seconds_per_step(config) * steps / 60
+    epoch = seconds_per_step(config) * max(1, steps_per_epoch(config, cases)) / 60
     if epoch > minutes:
         raise ValueError(f"One epoch takes {epoch:.2g} minutes, and {minutes:g} are the budget; give more --minutes.")
     return int(minutes / epoch)
@@ -216,22 +236,6 @@ def merged(overlays: Sequence[str], settings: Mapping[str, Any]) -> dict[str, An
     parser.read_config([*names, *workflows.overlay_paths(overlays)])
     parser.update({k: v for k, v in settings.items() if not k.startswith("tracking")})
     return parser.get()
-
-
-def _keep_terms(file: Path, terms: Mapping[str, Any]) -> None:
-    """Write down the terms of the comparison, or refuse others than those that are written."""
-    text = json.dumps(terms, indent=1, sort_keys=True, default=str)
-    if file.is_file():
-        old = json.loads(file.read_text())
-        changed = sorted(k for k in terms if json.loads(text)[k] != old.get(k))
-        if changed:
-            raise ValueError(
-                f"{file} was begun with other terms: {', '.join(f'{k} {old.get(k)}' for k in changed)}. Use the same, "
-                "or another --output; runs on different terms cannot be compared."
-            )
-        return
-    with replacing(file) as partial:
-        partial.write_text(text)
 
 
 def _names(text: str | Sequence[str]) -> list[str]:

@@ -26,6 +26,7 @@ COSTS = {
     "step_s": ("s/step", 3),
     "case_s": ("s/case", 2),
     "train_min": ("min", 1),
+    "epochs": ("epochs", 0),
 }
 LEGEND = (
     "Mean [95 % bootstrap interval over patients], averaged over seeds. Bold: the best mean. †: not told apart from "

@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, KeepLargestConnectedComponentd
 
 from scripts.components import RemoveSmallComponentsd, components, voxel_ml
+from scripts.regions import Regions
 
 NONE, LARGEST = "none", "largest"
 VOLUMES = (0.01, 0.1, 1.0, 10.0)  # ml below which components are removed
@@ -19,7 +20,7 @@ OPTIONS = (NONE, LARGEST, *(f"{ml:g} ml" for ml in VOLUMES))  # the simpler firs
 
 
 def candidate_rows(
-    mask: np.ndarray, label: np.ndarray, affine: np.ndarray, labels: Sequence[str]
+    mask: np.ndarray, label: np.ndarray, affine: np.ndarray, labels: Sequence[str], regions: Regions | None = None
 ) -> list[dict[str, Any]]:
     """Score every option for every class of a case.
 
@@ -30,10 +31,11 @@ def candidate_rows(
         label: true label map on the same grid.
         affine: voxel to world in mm ``(4, 4)``.
         labels: class names, background first.
+        regions: overlapping regions, where these are what is scored: name -> label values.
 
     Returns:
-        Rows with class, option and dice; 1 where a class is neither in the label nor, after cleaning, in the mask, so
-        that removing what is not there counts.
+        Rows with class, option and dice: of the class, or the mean over the regions that it is a part of; 1 where
+        nothing is in the label nor, after cleaning, in the mask, so that removing what is not there counts.
 
     Raises:
         ValueError: other shapes.
@@ -45,12 +47,16 @@ def candidate_rows(
         numbers, place = components(mask == value)
         sizes = np.bincount(numbers.ravel(), minlength=1)
         sizes[0] = 0
-        hits = np.bincount(numbers[label[place] == value], minlength=len(sizes))
-        total = int(np.count_nonzero(label == value))
-        for option in OPTIONS:
-            kept = _kept(option, sizes, voxel_ml(affine))
-            size = int(sizes[kept].sum()) + total
-            rows.append({"class": name, "option": option, "dice": 2 * int(hits[kept].sum()) / size if size else 1.0})
+        kept = {option: _kept(option, sizes, voxel_ml(affine)) for option in OPTIONS}
+        dice: dict[str, list[float]] = {option: [] for option in OPTIONS}
+        for union in (values for values in (regions or {name: [value]}).values() if value in values):
+            truth, others = np.isin(label, union), np.isin(mask, union) & (mask != value)
+            hits = np.bincount(numbers[truth[place]], minlength=len(sizes))
+            overlap, total = np.count_nonzero(truth & others), np.count_nonzero(truth) + np.count_nonzero(others)
+            for option, which in kept.items():
+                size = int(sizes[which].sum()) + total
+                dice[option].append(2 * (int(hits[which].sum()) + overlap) / size if size else 1.0)
+        rows += [{"class": name, "option": option, "dice": float(np.mean(dice[option]))} for option in OPTIONS]
     return rows
 
 

@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 
+from scripts import pages
 from scripts.compare.tables import number
 from scripts.crossval.candidates import LARGEST, NONE
 from scripts.crossval.gather import TOTAL, Gathered, by_fold, summary
@@ -16,7 +16,7 @@ from scripts.crossval.running import Plan
 from scripts.files import replacing
 from scripts.report_figures import dice_figure
 
-_TEMPLATE = "page_template.html"
+_TEMPLATE = "crossval/page_template.html"
 SHOWN = {"dice": ("Dice ↑", 3), "hd95": ("HD95 ↓", 2), "assd": ("ASSD ↓", 2), "surface_dice": ("Surface Dice ↑", 3)}
 
 
@@ -35,12 +35,7 @@ def write_page(plan: Plan, found: Gathered) -> str:
     for name, table in tables.items():
         with replacing(plan.output / f"{name}.csv") as part:
             table.to_csv(part, index=False)
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    html = environment.get_template(_TEMPLATE).render(_content(plan, found, means, folds))
-    with replacing(plan.output / "index.html") as part:
-        part.write_text(html, encoding="utf-8")
-    return str(plan.output / "index.html")
+    return pages.write_page(_TEMPLATE, _content(plan, found, means, folds), plan.output / "index.html")
 
 
 def evidence(found: Gathered) -> pd.DataFrame:

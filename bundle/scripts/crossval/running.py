@@ -20,6 +20,7 @@ from scripts.compare.running import FIRST_CASE, alone, merged
 from scripts.crossval.candidates import candidate_rows
 from scripts.datalists import read_datalist
 from scripts.files import replacing
+from scripts.regions import Regions
 from scripts.shares import by_itself
 
 NOTE = "crossval.json"  # a fold that has it is finished
@@ -108,18 +109,28 @@ def write_candidates(plan: Plan, fold: int) -> None:
         fold: evaluated without cleaning.
     """
     folder, rows = plan.run(fold), []
-    labels = class_names(folder)
+    labels, regions = class_names(folder), regions_of(folder)
     for case in (case for case in read_datalist(plan.dataset) if case["fold"] == fold):
         mask = nib.load(folder / RAW / "masks" / f"{case['case_id']}.nii.gz")
         label = np.asarray(nib.load(case["label"]).dataobj)
         own = {"fold": fold, "case_id": case["case_id"], "patient": case["patient_id"]}
-        rows += [own | row for row in candidate_rows(np.asarray(mask.dataobj), label, mask.affine, labels)]
+        rows += [own | row for row in candidate_rows(np.asarray(mask.dataobj), label, mask.affine, labels, regions)]
     with replacing(folder / CANDIDATES) as part:
         pd.DataFrame(rows).to_csv(part, index=False)
 
 
 def class_names(run: Path) -> list[str]:
     """Class names of a run, background first."""
+    return [str(name) for name in _value(run, "labels")]
+
+
+def regions_of(run: Path) -> Regions:
+    """Overlapping regions that a run trains and scores in place of its classes; empty for a run of classes."""
+    return _value(run, "regions") or {}
+
+
+def _value(run: Path, name: str) -> Any:
+    """An id of a run's configuration; None in a run that is older than it."""
     parser = ConfigParser()
     parser.read_config(str(run / "config.yaml"))
-    return [str(name) for name in parser.get_parsed_content("labels")]
+    return parser.get_parsed_content(name) if name in parser.get() else None

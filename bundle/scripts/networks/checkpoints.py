@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -66,6 +67,31 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     while wrapper := next((w for w in WRAPPERS if all(key.startswith(w) for key in state)), None):
         state = {key.removeprefix(wrapper): value for key, value in state.items()}
     return state
+
+
+def write_weights(state: Mapping[str, Tensor], target: str | Path, source: str | Path) -> None:
+    """Write weights that were made from a file's into another file, which is never seen half-written.
+
+    Args:
+        state: tensors by key.
+        target: file ``*.pt`` to write; its folder is made. A kill leaves what was there, or the new file.
+        source: the file that the weights come from.
+
+    Raises:
+        ValueError: if `target` is no ``*.pt``, or is `source`.
+    """
+    target = Path(target)
+    if target.suffix != ".pt":
+        raise ValueError(f"{target} is no *.pt file; weights are written to such files alone.")
+    if target.resolve() == Path(source).resolve():
+        raise ValueError(f"{target} is also the source; write the new weights into another file.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    try:
+        torch.save(dict(state), part)
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load_weights(network: nn.Module, path: str | Path, strict: bool = True, new: str = "") -> str:

@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checkpoints import mismatches, read_state_dict
+from .checkpoints import mismatches, read_state_dict, write_weights
 
 logger = logging.getLogger(__name__)
 
@@ -90,10 +89,6 @@ def upkern_checkpoint(source: str, target: str, kernel_size: int = 5) -> str:
         ValueError: if the file holds no MedNeXt block, `kernel_size` does not enlarge its kernels, or `target` is
             `source` or no ``*.pt``.
     """
-    if Path(target).suffix != ".pt":
-        raise ValueError(f"{target} is no *.pt file; weights are written to such files alone.")
-    if Path(target).resolve() == Path(source).resolve():
-        raise ValueError(f"{target} is also the source; write the new weights into another file.")
     state = read_state_dict(source)
     kernels = [key for key in state if _is_mednext_kernel(key, state)]
     if not kernels:
@@ -103,8 +98,7 @@ def upkern_checkpoint(source: str, target: str, kernel_size: int = 5) -> str:
         raise ValueError(f"kernel_size is {kernel_size}; expected an odd number above {old}, the kernels of {source}.")
     for key in kernels:  # a kernel that spans a long stride may be larger than the others, and large enough
         state[key] = _interpolate(state[key], [max(kernel_size, side) for side in state[key].shape[2:]])
-    Path(target).parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, target)
+    write_weights(state, target, source)
     logger.info("%s: %d kernels of %s enlarged from %d to %d.", target, len(kernels), source, old, kernel_size)
     return target
 

@@ -33,6 +33,8 @@ def plan_sampling(data: Fingerprint) -> Choice:
 
 def plan_components(data: Fingerprint) -> Choice:
     """Choose the classes of which only the largest component is kept: candidates, to be checked on predictions."""
+    if data.regions:
+        return Choice([], "none: what is taken from one class would be a hole in the regions around it")
     kept, told = [], []
     rule = f"candidates: {MOST:.0%} of the training masks are one piece, but for {1 - WHOLE:.0%} of their voxels"
     for value, name in enumerate(data.labels[1:], 1):

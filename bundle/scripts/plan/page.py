@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import yaml
 
-from scripts.files import replacing
+from scripts.pages import write_page
 from scripts.plan import figures
 from scripts.plan.decide import Plan
 from scripts.report_figures import colour
 
-_TEMPLATE = "page_template.html"
+_TEMPLATE = "plan/page_template.html"
 
 
 def write_plan_page(found: Plan, path: str | Path, command: str) -> str:
@@ -29,12 +28,7 @@ def write_plan_page(found: Plan, path: str | Path, command: str) -> str:
     Returns:
         Its path.
     """
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    html = environment.get_template(_TEMPLATE).render(_content(found, command))
-    with replacing(path) as part:
-        part.write_text(html, encoding="utf-8")
-    return str(path)
+    return write_page(_TEMPLATE, _content(found, command), path)
 
 
 def _content(found: Plan, command: str) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def prepare_msd(
         ValueError: a dataset.json that cannot be used, or not a single usable case.
     """
     root, content = read_description(source)
-    names, values = classes_of(content.get("labels"), root)
+    classes = classes_of(content.get("labels"), root)
     entries = content.get("training")
     if not isinstance(entries, list) or not all(isinstance(e, dict) and e.get("image") for e in entries):
         raise ValueError(f"{root}/dataset.json needs a list `training` of entries with `image` and `label`")
@@ -72,8 +72,10 @@ def prepare_msd(
                 problem="" if entry.get("label") else f"dataset.json names no label for {entry['image']}",
             )
         )
-    options = {"folds": folds, "seed": seed, "workers": workers, "overwrite": overwrite, "progress": progress}
-    return _import(root, content, cases, names, values, {}, clinical, id_column, output, options)
+    cohort = _cohort(root, content, cases, classes, clinical_table(root, clinical, id_column))
+    return prepare_cohort(
+        cohort, output, folds=folds, seed=seed, workers=workers, overwrite=overwrite, progress=progress
+    )
 
 
 def prepare_nnunet(
@@ -116,15 +118,17 @@ def prepare_nnunet(
     """
     root, content = read_description(source)
     labels, regions = _nnunet_labels(content, root)
-    names, values = classes_of(labels, root)
-    regions = {name: [values[v] for v in of] for name, of in regions.items()}
+    classes = classes_of(labels, root)
+    regions = {name: [classes[1][v] for v in of] for name, of in regions.items()}
     files = _nnunet_files(root, content)
     cases = [
         SourceCase(safe_name(name), patient_of(name, patient), tuple(map(str, images)), str(label))
         for name, (images, label) in sorted(files.items())
     ]
-    options = {"folds": folds, "seed": seed, "workers": workers, "overwrite": overwrite, "progress": progress}
-    return _import(root, content, cases, names, values, regions, clinical, id_column, output, options)
+    cohort = _cohort(root, content, cases, classes, clinical_table(root, clinical, id_column), regions=regions)
+    return prepare_cohort(
+        cohort, output, folds=folds, seed=seed, workers=workers, overwrite=overwrite, progress=progress
+    )
 
 
 def read_description(source: str) -> tuple[Path, dict[str, Any]]:
@@ -229,28 +233,25 @@ def _nnunet_files(root: Path, content: Mapping[str, Any]) -> dict[str, tuple[lis
     }
 
 
-def _import(
+def _cohort(
     root: Path,
     content: Mapping[str, Any],
     cases: list[SourceCase],
-    names: tuple[str, ...],
-    values: dict[int, int],
-    regions: dict[str, list[int]],
-    clinical: str | None,
-    id_column: str,
-    output: str,
-    options: dict[str, Any],
-) -> dict[str, Any]:
+    classes: tuple[tuple[str, ...], dict[int, int]],
+    clinical: Spreadsheet | None,
+    regions: dict[str, list[int]] | None = None,
+) -> Cohort:
+    """The cohort of a ``dataset.json``, with its classes as of `classes_of`."""
+    names, values = classes
     channels = channels_of(content)
-    cohort = Cohort(
+    return Cohort(
         name=str(content.get("name") or root.resolve().name),
         cases=cases,
         labels=names,
         channels=channels,
         read=partial(read_case, values=values, channels=len(channels)),
         description=str(content.get("description") or ""),
-        regions=regions,
+        regions=regions or {},
         more={key: content[key] for key in ("licence", "license", "reference", "release") if content.get(key)},
-        clinical=clinical_table(root, clinical, id_column),
+        clinical=clinical,
     )
-    return prepare_cohort(cohort, output, **options)

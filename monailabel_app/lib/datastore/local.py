@@ -25,7 +25,8 @@ from watchdog.events import FileSystemEvent
 from monailabel_app.lib.datastore.labels import check_id, read_label
 
 TAGS = tuple(tag.value for tag in DefaultLabelTag)
-FIXED = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "id", "name", "path", "ts")  # what the server relies on
+PATIENT = "PatientID"  # whose image it is: its row of the clinical table, and its side of the training's split
+FIXED = (PATIENT, "StudyInstanceUID", "SeriesInstanceUID", "id", "name", "path", "ts")  # what the server relies on
 
 
 class StudyFolder(LocalDatastore):
@@ -82,12 +83,17 @@ class StudyFolder(LocalDatastore):
         return image_id
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        """Check an image and add it.
+        """Check an image and add it; its info may name the patient, by ``PatientID``, who then stays.
 
         Raises:
-            ValueError: an id that is no plain name or is taken, or a file that is no NIfTI image.
+            ValueError: an id that is no plain name or is taken, other info that the server relies on, or a file that is
+                no NIfTI image.
         """
         name = check_id(image_id or case_name(image_filename), "The image's id")
+        info = dict(image_info or {})
+        _check_info({key: value for key, value in info.items() if key != PATIENT})
+        if PATIENT in info:
+            info[PATIENT] = _patient(info[PATIENT])
         suffix = next((s for s in NIFTI if image_filename.endswith(s)), None)
         try:
             readable = suffix is not None and len(nib.load(image_filename).dataobj.shape) in (3, 4)
@@ -103,7 +109,7 @@ class StudyFolder(LocalDatastore):
                 raise ValueError(f"There is an image {name!r} already. Choose another id; images are not replaced.")
             with replacing(file) as part:
                 shutil.copyfile(image_filename, part)
-            info = dict(image_info or {}) | {"ts": int(time.time()), "name": file.name}
+            info |= {"ts": int(time.time()), "name": file.name}
             self._put(name, DataModel(info=info, ext=suffix), {})
         return name
 
@@ -225,6 +231,16 @@ def _check_info(info: Mapping[str, Any]) -> None:
     fixed = [key for key in FIXED if key in info]
     if fixed:
         raise ValueError(f"{', '.join(fixed)} cannot be set: the server relies on it. Leave it out.")
+
+
+def _patient(given: Any) -> str:
+    """A patient's id as a client gives it; ValueError for what DICOM would not take either."""
+    name = given.strip() if isinstance(given, str) else ""
+    if not 0 < len(name) <= 64 or not name.isprintable() or "\\" in name:
+        raise ValueError(
+            f"{PATIENT} is {given!r}; expected one line of at most 64 characters, none of them a backslash."
+        )
+    return name
 
 
 def _write(volume: nib.Nifti1Image, file: Path, keep: Path | None) -> None:

@@ -19,6 +19,7 @@ from monailabel.interfaces.datastore import Datastore
 from scripts.acquisition import CaseScores
 
 from monailabel_app.lib.children import child_environment
+from monailabel_app.lib.datastore.archive import ArchiveError
 from monailabel_app.lib.models import Source
 from monailabel_app.lib.scoring.table import Table
 from monailabel_app.lib.scoring.worker import from_json
@@ -27,6 +28,7 @@ from monailabel_app.lib.versions import Versions
 logger = logging.getLogger(__name__)
 NOTHING = Table()
 SAVE_EVERY = 20.0  # seconds between two writes of the file, and so what a kill may cost
+AGAIN = 120.0  # seconds until an archive that was gone is asked again
 
 
 class Background:
@@ -126,9 +128,24 @@ class Background:
             try:
                 self.error = ""
                 self._score_served()
+            except ArchiveError as error:
+                self.error = f"{error} Scoring goes on in {AGAIN:.0f} s."
+                logger.warning(self.error)
+                self._later()
             except Exception as error:
                 self.error = f"{type(error).__name__}: {error}"
                 logger.exception("scoring stopped; it goes on with the next start")
+
+    def _later(self) -> None:
+        """Start again after a while, unless stopped by then."""
+
+        def again() -> None:
+            if not self._stopped.is_set():
+                self.start()
+
+        timer = threading.Timer(AGAIN, again)
+        timer.daemon = True
+        timer.start()
 
     def _score_served(self) -> None:
         version = self.versions.served
@@ -193,6 +210,8 @@ class Background:
                         info = {key: value for key, value in store.get_image_info(name).items() if key == "PatientID"}
                         case = {"id": name, "path": store.get_image_uri(name), "info": info}
                     except Exception as error:  # no volume, or the archive does not give it: the next may be fine
+                        if isinstance(error, ArchiveError):
+                            store.refresh()  # raises where the archive as a whole is gone
                         yield name, f"{type(error).__name__}: {error}"
                         continue
                     found = _answer(ask, answers, case)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from fastapi import HTTPException, Request
@@ -14,32 +15,44 @@ class Guard:
 
     Without authentication, whoever reaches the server reads and changes the studies. So it answers this computer only,
     whatever address it listens on; and not the pages of other web sites that run in this computer's browser, which the
-    browser marks by ``Origin``, nor names that a foreign DNS server makes point here.
+    browser marks by ``Origin``, nor names that a foreign DNS server makes point here. MONAI Label's authentication takes
+    the place of the first and the last of these: a foreign page has no token.
 
     Args:
         allow_remote: answer other computers too; the operator asked for it by name.
+        names: the names by which other computers may call the server; empty: any. An address may always be used, as no
+            DNS server has a say in it.
     """
 
-    def __init__(self, allow_remote: bool) -> None:
-        self.allow_remote = allow_remote
+    def __init__(self, allow_remote: bool, names: Iterable[str] = ()) -> None:
+        self.allow_remote, self.names = allow_remote, frozenset(name.lower() for name in names)
 
     def check(self, request: Request) -> None:
         """Pass, or raise HTTPException 403."""
-        if not (self.allow_remote or settings.MONAI_LABEL_AUTH_ENABLE):
-            if request.client is None or not is_loopback(request.client.host):
+        if not settings.MONAI_LABEL_AUTH_ENABLE:
+            if not self.allow_remote and (request.client is None or not is_loopback(request.client.host)):
                 raise HTTPException(
                     403,
                     "This server answers its own computer only, because it has no authentication. Its operator can "
                     "start it with --allow-remote (--conf allow_remote true), or you come through ssh -L.",
                 )
             name = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-            if not is_loopback(name):
-                raise HTTPException(403, f"This server is not called {name!r}. Use http://127.0.0.1:<port>.")
+            if not self._answers_to(name):
+                known = ", ".join(sorted(self.names)) if self.allow_remote else "127.0.0.1"
+                raise HTTPException(
+                    403, f"This server is not called {name!r}, but {known}. Its operator can add names by --names."
+                )
         origin = request.headers.get("origin")
         if origin and origin.rstrip("/") not in self._own(request):
             raise HTTPException(
                 403, f"Pages from {origin} may not use this server (MONAI_LABEL_CORS_ORIGINS lists who may)."
             )
+
+    def _answers_to(self, name: str) -> bool:
+        """Whether the server may be called by this name."""
+        if is_loopback(name):
+            return True
+        return self.allow_remote and (not self.names or name in self.names or is_address(name))
 
     @staticmethod
     def _own(request: Request) -> set[str]:
@@ -48,11 +61,19 @@ class Guard:
         return named | {f"http://{host}", f"https://{host}"}
 
 
+def is_address(host: str) -> bool:
+    """Whether it is an IP address, and not a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def is_loopback(host: str) -> bool:
     """Whether an address or name is this computer's own."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
+    if not is_address(host):
         return host == "localhost"
+    address = ipaddress.ip_address(host)
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback

@@ -9,6 +9,7 @@ from typing import Any
 
 from monailabel_app.lib.server.dicom import dicom_endpoints, viewer
 from monailabel_app.lib.server.guard import Guard
+from monailabel_app.lib.server.mended import mend_tokens, mend_uploads
 from monailabel_app.lib.server.requests import Checks
 from monailabel_app.lib.server.routes import front, put_in_front
 from monailabel_app.lib.server.training import Training
@@ -20,17 +21,18 @@ CLOSED = {
     "wsi_infer.api_run_wsi_inference": SLIDES,
     "model.api_update_model": MODELS,
     "model.api_delete_model": "Versions are kept. `nny versions` chooses which one is served.",
+    "scoring.api_run": "Name the method: POST /scoring/uncertainty.",
     "datastore.api_download_dataset": "The studies do not leave as an archive. Copy their folder.",
 }
 PROXY = "The studies are files; there is no DICOM server behind this one."
 
 
-def open_app(app: Any, allow_remote: bool) -> None:
+def open_app(app: Any, guard: Guard) -> None:
     """Put the app's endpoints before MONAI Label's; called when the server starts, before the first request.
 
     Args:
         app: the running app.
-        allow_remote: answer other computers too.
+        guard: asked before every endpoint.
     """
     from monailabel.app import app as server  # it reads the settings when it is imported
 
@@ -43,7 +45,9 @@ def open_app(app: Any, allow_remote: bool) -> None:
     replaced = {**training.all(), "activelearning.api_sample": partial(next_sample, app)}
     if app.serves_dicom:
         replaced |= dicom_endpoints(app)
-    router = front(checks.all(), replaced, closed, Guard(allow_remote))
+    mend_uploads()
+    mend_tokens()
+    router = front(checks.all(), replaced, closed, guard)
     if app.serves_dicom:
         router.add_api_route("/ohif/{path:path}", viewer, include_in_schema=False)
     put_in_front(server, router)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
-from ..checkpoints import mismatches, read_state_dict
+from ..checkpoints import mismatches, read_state_dict, write_weights
 from ..speed import plain
 from ..ynet import YNet
 from .keys import refuse_our_keys
@@ -46,8 +44,8 @@ def build(official_class: str, **arguments: object) -> YNet:
     family, name = _family(official_class)
     try:
         network = family.build(name, arguments)
-    except ValueError as error:
-        if str(error).startswith(official_class):  # it names the argument
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if str(error).startswith((official_class, name)):  # it names the argument
             raise
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise ValueError(f"{official_class}({given}): {error}") from error
@@ -92,7 +90,7 @@ def import_weights(source: str, target: str, official_class: str, **arguments: o
 
     Args:
         source: the authors' checkpoint; it is read without executing code from it.
-        target: file to write.
+        target: file ``*.pt`` to write.
         official_class: the authors' class, one of
             unetr_pp.network_architecture.synapse.unetr_pp_synapse.UNETR_PP (also acdc, lung, tumor),
             nnunet_mednext.network_architecture.mednextv1.create_mednext_v1.create_mednext_v1, model.utnet.UTNet, ...;
@@ -104,12 +102,12 @@ def import_weights(source: str, target: str, official_class: str, **arguments: o
 
     Raises:
         FileNotFoundError: if there is no such source.
-        ValueError: if the class, an argument or the weights do not fit; nothing is written then.
+        ValueError: if the class, an argument or the weights do not fit, or the target is no ``*.pt`` or the source;
+            nothing is written then.
     """
     network = build(official_class, **arguments)
     ignored = load(network, read_state_dict(source), official_class)
-    Path(target).parent.mkdir(parents=True, exist_ok=True)
-    torch.save(network.state_dict(), target)
+    write_weights(network.state_dict(), target, source)
     return "\n".join([str(target), *(f"not used: {key}, {reason}" for key, reason in ignored.items())])
 
 
