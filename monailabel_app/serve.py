@@ -71,10 +71,6 @@ def serve(
         margin: how much lower the Dice on held-out patients may be for a new version to be served.
     """
     _check_host(host, allow_remote)
-    if names is None and allow_remote and host not in EVERYWHERE:
-        names = host
-    elif names is None and allow_remote:
-        print(f"Warning: {ANY_NAME}", flush=True)
     listener = _bind(host, port)
     port = listener.getsockname()[1]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -90,7 +86,7 @@ def serve(
         "held_out": held_out,
         "margin": margin,
         "allow_remote": str(allow_remote).lower(),
-        "names": ",".join(names) if isinstance(names, tuple | list) else names,  # fire makes a tuple of some
+        "names": _names(names, host) if allow_remote else None,
     }
     conf = {key: str(value) for key, value in given.items() if value is not None}
 
@@ -156,6 +152,15 @@ def _check_host(host: str, allow_remote: bool) -> None:
             "reads and changes the studies. Keep --host 127.0.0.1 (from elsewhere: ssh -L 8000:127.0.0.1:8000 <this "
             "computer>), turn on MONAI Label's authentication (MONAI_LABEL_AUTH_ENABLE=true), or add --allow-remote."
         )
+
+
+def _names(names: str | tuple[str, ...] | None, host: str) -> str | None:
+    """The names by which other computers may call the server; None, with a warning, where any will do."""
+    if names is None and host in EVERYWHERE:
+        print(f"Warning: {ANY_NAME}", flush=True)
+        return None
+    given = host if names is None else names
+    return given if isinstance(given, str) else ",".join(given)  # fire makes a tuple of a,b
 
 
 def _bind(host: str, port: int) -> socket.socket:

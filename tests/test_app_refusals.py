@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import zipfile
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -147,6 +148,18 @@ def test_upload_to_a_full_disk_leaves_nothing(server, studies, monkeypatch, tmp_
         refused(sends[what](), 507, "disk is full")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     assert sends[what]().status_code == 200
+
+
+def test_mask_on_a_full_disk_leaves_nothing(server, monkeypatch, tmp_path):
+    def full(volume, file):
+        Path(file).write_bytes(b"begun")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path))
+        patch.setattr(nib, "save", full)
+        refused(infer(server, output="image"), 507, "disk is full")
+    assert not list(tmp_path.iterdir())
 
 
 def test_patient_of_a_new_image(server, studies):

@@ -88,7 +88,7 @@ NARROW = {  # Swin-NeXt with a quarter of its channels
 }
 FLAT = {"strides": [1, [4, 4, 1], [8, 8, 2], [16, 16, 4], [32, 32, 8]], "block::convolutions": 2}  # UNETR++ on ACDC
 OWN = {  # dataset and protocol of a paper: its network, a small patch, weights of the scales, changes
-    ("hcc_tace", "nny"): (None, [64, 64, 64], [n / 31 for n in (16, 8, 4, 2, 1)], NARROW),
+    ("hcc_tace", "nny"): (None, [64, 64, 64], [n / 63 for n in (32, 16, 8, 4, 2, 1)], NARROW),
     ("btcv", "mednext"): ("mednext_s", [32, 32, 32], [0.53333, 0.26667, 0.13333, 0.06667, 0], {}),
     ("brats21", "mednext"): ("mednext_s", [32, 32, 32], [0.53333, 0.26667, 0.13333, 0.06667, 0], {}),
     ("kits19", "mednext"): ("mednext_s", [32, 32, 32], [0.53333, 0.26667, 0.13333, 0.06667, 0], {}),

@@ -183,6 +183,7 @@ class TestBadInput:
             ({"margin": "much"}, "--conf margin is 'much'; expected a number from 0 to 1"),
             ({"held_out": "0"}, "--conf held_out is '0'; expected a number from 0.01 to 0.99"),
             ({"allow_remote": "yes"}, "--conf allow_remote is 'yes'; expected true or false"),
+            ({"names": "a.org, http://b.org"}, "--conf names has 'http://b.org'; expected names, parted by commas"),
             ({"bundle": "a=x,a=y"}, "two models 'a'"),
             ({"bundle": "../x y=z"}, "is no model"),
             ({"bundle": ","}, "names no model"),

@@ -1,6 +1,7 @@
 import os
 
 import pytest
+import torch
 from scripts.shares import by_itself, launched, own_share, share
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
@@ -50,6 +51,19 @@ def test_a_process_by_itself_has_no_group_and_its_own_gpu(monkeypatch, group, vi
         assert os.environ["CUDA_VISIBLE_DEVICES"] == own
         assert os.environ["PATH"] == before["PATH"]
     assert dict(os.environ) == before
+
+
+def test_process_without_a_gpu_beside_others_with_one_is_refused(monkeypatch, group):
+    """It would train on the CPU, and nobody would know."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    before = dict(os.environ)
+    with pytest.raises(RuntimeError, match="Process 1 found 1 GPUs. Start one process for each"), by_itself():
+        pytest.fail("started")
+    assert dict(os.environ) == before
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with by_itself():
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 def test_alone_nothing_changes(monkeypatch):

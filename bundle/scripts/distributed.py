@@ -18,6 +18,19 @@ def device() -> torch.device:
     return torch.device(f"cuda:{local}" if torch.cuda.is_available() else "cpu")
 
 
+def check_gpus() -> None:
+    """Refuse to start where there are GPUs, but none for this process, which would compute on the CPU unnoticed.
+
+    Raises:
+        RuntimeError: more processes on this machine than GPUs.
+    """
+    own, count = device(), torch.cuda.device_count()
+    if own.type == "cuda" and own.index >= count:
+        raise RuntimeError(
+            f"Process {own.index} found {count} GPUs. Start one process for each: torchrun --nproc_per_node={count} …"
+        )
+
+
 def start() -> None:
     """Join the other processes; one that was started alone is a group of one.
 
@@ -26,13 +39,9 @@ def start() -> None:
     """
     if distributed.is_initialized():
         return
+    check_gpus()
     own = device()
     if own.type == "cuda":
-        if own.index >= torch.cuda.device_count():
-            raise RuntimeError(
-                f"Process {own.index} found {torch.cuda.device_count()} GPUs. Start one process for each: "
-                f"torchrun --nproc_per_node={torch.cuda.device_count()} …"
-            )
         torch.cuda.set_device(own)
     alone = {} if "RANK" in os.environ else {"store": distributed.HashStore(), "rank": 0, "world_size": 1}
     distributed.init_process_group("nccl" if own.type == "cuda" else "gloo", **alone)

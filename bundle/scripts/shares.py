@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+from scripts.distributed import check_gpus
+
 Item = TypeVar("Item")
 GPUS = "CUDA_VISIBLE_DEVICES"
 # what torchrun tells its processes; another training started inside one of them must not hear it
@@ -60,10 +62,15 @@ def share(items: Sequence[Item], own: tuple[int, int]) -> list[Item]:
 
 @contextmanager
 def by_itself() -> Iterator[None]:
-    """Start processes that belong to no group, as a training of its own does, on this process's own GPU alone."""
+    """Start processes that belong to no group, as a training of its own does, on this process's own GPU alone.
+
+    Raises:
+        RuntimeError: more processes on this machine than GPUs.
+    """
     if not launched():
         yield
         return
+    check_gpus()
     before = {name: value for name, value in os.environ.items() if GROUP.fullmatch(name) or name == GPUS}
     local, visible = int(before.get("LOCAL_RANK", 0)), before.get(GPUS)
     for name in before:

@@ -103,6 +103,7 @@ def test_page_is_one_file_and_says_what_was_found(folder):
         assert text in html
     for name in ("boxes", "critical_difference", "rank_stability", "pairs", "costs"):
         assert (folder / "out" / "figures" / f"{name}.png").stat().st_size > 5000
+    assert re.search(r"that all are equal: p (&lt;|<|=) 0\.\d*[1-9]", html)  # never "p = 0.0000"
     assert "Every setting but the network is the same" in html
 
 
@@ -123,6 +124,9 @@ def test_against_a_paper_prints_the_difference_in_its_unit(folder):
     assert table.loc["Dice", "measured"] == pytest.approx(100 * mean)
     assert table.loc["Dice", "difference"] == pytest.approx(100 * mean - 91.77)
     assert np.isnan(table.loc["myocardium", "measured"])  # these runs have no such class
+    html = (folder / "out" / "index.html").read_text()
+    assert "Against the papers" in html
+    assert f"<td>{100 * mean - 91.77:+.1f}</td>" in html
     with pytest.raises(ValueError, match="no table 'utnet/acd'.*utnet/acdc"):
         compare(str(folder / "runs"), output=str(folder / "no"), against="utnet/acd")
 

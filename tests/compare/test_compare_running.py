@@ -188,8 +188,8 @@ def test_two_processes_share_the_runs_and_one_writes_the_page(place, monkeypatch
                 run(place, output=output, networks="unet", tracking="mlflow")
             with pytest.raises(ValueError, match="start it without torchrun"):
                 compare(output)
-    assert parts[0].startswith("2 of 4 runs finished. The same command without torchrun")
-    assert parts[1].startswith("3 of 4 runs finished; failed: utnet-none-seed1.")
+    assert parts[0].startswith("2 of 4 runs are finished. The same command without torchrun")
+    assert parts[1].startswith("3 of 4 runs are finished; failed: utnet-none-seed1.")
     assert sorted(made) == [(f"{name}-none-seed{seed}", False) for name in ("unet", "utnet") for seed in (0, 1)]
     assert not (place / "shared" / "index.html").exists()
     made.clear()

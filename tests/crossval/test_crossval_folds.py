@@ -223,6 +223,13 @@ class TestRefusals:
         assert "still to do" in run(place, "shared")
         assert made == [(1, False)]
 
+    def test_a_fold_that_fails_does_not_end_its_process_while_others_train(self, place, monkeypatch, capsys):
+        monkeypatch.setattr(running, "make_fold", lambda plan, fold: (_ for _ in ()).throw(ValueError("no labels")))
+        for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+            monkeypatch.setenv(name, value)
+        assert "0 of 3 folds; still to do: 0, 1, 2" in run(place, "unfinished")
+        assert "1 of 1 folds failed, fold 1 by: no labels" in capsys.readouterr().out
+
     def test_folds_of_another_split_are_not_put_together(self, finished, place):
         file = finished / "fold1" / "datalist.json"
         before = file.read_text()

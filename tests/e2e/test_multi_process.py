@@ -231,7 +231,7 @@ def test_runs_of_a_comparison_in_two_processes_are_those_of_one(uneven, overlays
     data, output = uneven / "data", tmp_path / "compare"
     arguments = ["compare", "--dataset", data, "--output", output, "--overlays", overlays, "--networks", "base"]
     arguments += ["--seeds", "0,1", "--epochs", 1, "--batch_size", 2]
-    assert "2 of 2 runs finished" in several(tmp_path, "--no-python", ROOT / "nny", *arguments)
+    assert "2 of 2 runs are finished" in several(tmp_path, "--no-python", ROOT / "nny", *arguments)
     workflows.train(str(data), str(tmp_path / "one"), overlays, seed=1, epochs=1, val_interval=1, batch_size=2)
     one, two = (
         torch.load(run / "model.pt", weights_only=True) for run in (tmp_path / "one", output / "runs" / "base-seed1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,7 @@ def test_outputs_gradients_and_size(name):
 
 
 @needs_golden
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="no AVX2 on this processor")
 def test_the_unstable_fixture_with_the_instructions_that_it_was_made_with():
     program = (
         "import golden_support as golden\n"

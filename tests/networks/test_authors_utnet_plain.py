@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from golden_support import loaded, make_input, needs_golden, official_weights, read
 from scripts.networks import authors
 from scripts.networks.authors.keys import TABLE
 from scripts.networks.authors.utnet import OFFICIAL
@@ -165,3 +166,15 @@ def test_any_option_of_the_authors_class(official_class, changes, size):
         expected = Plain(weights, arguments)(x)
         for got, wanted in zip(network.decoder(network.encode(x)), expected, strict=True):
             torch.testing.assert_close(got, wanted, rtol=0, atol=1e-8 * wanted.abs().max().item())
+
+
+@needs_golden
+def test_the_unstable_fixture_without_rounding():
+    """Its stored numbers hang on rounding (test_authors_utnet.py); in double precision the arithmetic can be seen."""
+    meta = read("utnet_b8_blocks124_heads248")
+    weights = {key: value.double() for key, value in official_weights(meta).items()}
+    x = make_input(meta["input_shape"]).double()
+    with torch.no_grad():
+        network = loaded(meta).double()
+        (got,), (wanted,) = network.decoder(network.encode(x)), Plain(weights, meta["config"])(x)
+    assert (got - wanted).abs().max() < 1e-9 * wanted.abs().max()

@@ -17,6 +17,8 @@ from support import CONFIGS
 from torch import Tensor
 from torch.nn import functional as F
 
+LIKE_ANOTHER = ("mednext_b", "mednext_m", "swin_next_tiny")  # when they are tiny: no test that takes seconds
+
 
 def parser(name: str, fusion: str, changes: dict[str, object] | None = None) -> ConfigParser:
     """Configuration of a network with a fusion, with overrides."""
@@ -184,17 +186,15 @@ def test_trace(name):
         torch.testing.assert_close(traced(other), network(other))
 
 
-@pytest.mark.parametrize(("training", "half"), [(True, False), (False, True)], ids=["step", "bfloat16"])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_compiles_to_one_graph(name, training, half):
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in LIKE_ANOTHER])
+def test_training_compiles_to_one_graph(name):
     torch._dynamo.reset()
-    network, x = build(name).train(training), image(name)
+    network, x = build(name).train(), image(name)
     compiled = torch.compile(copy.deepcopy(network), fullgraph=True, backend="eager")
     results = []
     for run in (compiled, plain(network)):  # the compiler gets torch's own operations
         torch.manual_seed(4)  # the same features are dropped
-        with torch.autocast("cpu", torch.bfloat16, enabled=half), torch.set_grad_enabled(training):
-            results.append(run(x))
+        results.append(run(x))
     torch.testing.assert_close(*results)
 
 

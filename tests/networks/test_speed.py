@@ -271,13 +271,3 @@ def test_empty_batch(make):
     network = make().eval()
     image = torch.empty(0, 1, *((16,) * 3 if make is mednext else (32, 32)))
     assert network(image).shape == (0, 3, *image.shape[2:])
-
-
-@pytest.mark.parametrize("make", [swin_unetr, unetr_pp, utnet])
-def test_compiles_whole(make):
-    network = make().eval()
-    image = torch.randn(1, 1, 16, 16, 16) if make is not utnet else torch.randn(2, 1, 32, 32)
-    torch._dynamo.reset()
-    compiled = torch.compile(network, fullgraph=True, backend="eager")
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(image), network(image), rtol=1e-4, atol=1e-5)

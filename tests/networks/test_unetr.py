@@ -114,20 +114,6 @@ def test_parts_of_the_same_strides_combine():
             assert YNet(encoder=encoder, decoder=part)(x).shape == (1, 3, 32, 32)
 
 
-def test_compiles_to_one_graph():
-    torch._dynamo.reset()
-    encoder = vit(img_size=16, taps=[0], num_layers=2)
-    up = UNETRDecoder(
-        spatial_dims=2, channels=encoder.channels, out_channels=3, feature_size=4, blocks=[True, False, False]
-    )
-    net, x = YNet(encoder=encoder, decoder=up).eval(), torch.randn(1, 2, 16, 16)
-    compiled = torch.compile(net, fullgraph=True, backend="eager")
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(x), net(x))
-        with torch.autocast("cpu", torch.bfloat16):
-            assert net(x).isfinite().all()
-
-
 @pytest.mark.parametrize(
     ("changes", "match"),
     [

@@ -105,6 +105,13 @@ def test_bad_datasets_are_refused_with_a_cure(dataset):
         (dataset / "dataset.json").write_text(json.dumps(about | {"labels": labels}))
         with pytest.raises(ValueError, match="expected value -> name"):
             take(dataset)
+    for regions, said in (
+        ({"a": [1, 2]}, "made of the values"),
+        ({"a": [1], "b": [1, 2]}, "2 regions for 1 foreground"),
+    ):
+        (dataset / "dataset.json").write_text(json.dumps(about | {"regions": regions}))
+        with pytest.raises(ValueError, match=f"dataset.json: .*{said}"):
+            take(dataset)
     (dataset / "dataset.json").write_text("{")
     with pytest.raises(ValueError, match="not the JSON of a dataset"):
         take(dataset)

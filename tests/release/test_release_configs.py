@@ -49,8 +49,8 @@ def test_what_came_before_the_training_stays_out(run, tmp_path):
     first = "$scripts.stages.train_first(@output_dir + '/k3')"
     config = yaml.safe_load((run / "config.yaml").read_text()) | {"upkern_source": "/k3.pt", "initial_weights": first}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    (tmp_path / "inference.yaml").write_text((run / "inference.yaml").read_text())
-    found, expected = (flat_configs(folder)["train"] for folder in (tmp_path, run))
+    (tmp_path / "inference.yaml").write_text((run / "inference.yaml").read_text() + "\nupkern_source: /k3.pt\n")
+    found, expected = (flat_configs(folder) for folder in (tmp_path, run))
     assert found == expected
 
 

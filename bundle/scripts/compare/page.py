@@ -97,7 +97,7 @@ def _content(
         "board": [_board_row(found, variant, digits) for variant in found.variants],
         "tests": [_test_row(row, digits) for row in found.tests.to_dict("records") if row["class"] == TOTAL],
         "ranks": found.ranks,
-        "friedman": tables.number(found.ranks.p, 4) if found.ranks and math.isfinite(found.ranks.p) else None,
+        "friedman": _p(found.ranks.p) if found.ranks and math.isfinite(found.ranks.p) else None,
         "stability": found.stability,
         "kendall": tables.number(found.stability.kendall, 2) if found.stability else None,
         "cost_columns": [title for title, _ in costs.values()],

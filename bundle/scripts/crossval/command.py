@@ -53,7 +53,12 @@ def crossval(
     chosen = _chosen(folds, known)
     terms = {"dataset": place, "overlays": [Path(name).name for name in names], "settings": overrides}
     keep_terms(folder / TERMS, terms, "folds on different terms cannot be put together")
-    run_folds(plan, share(chosen, own_share()))
+    try:
+        run_folds(plan, share(chosen, own_share()))
+    except RuntimeError as error:
+        if not launched():
+            raise
+        print(error)  # a process that ends by an error makes torchrun stop the folds of the others
     missing = [fold for fold in known if not plan.finished(fold)]
     if folds is not None or launched() or missing:
         rest = f"still to do: {', '.join(map(str, missing))}" if missing else "all are finished"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,7 +50,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals(NUMBERS):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # a damaged file fails in any way, wherever its bytes are first used
         raise ValueError(
             f"{path} cannot be read as weights: {str(error).splitlines()[0] if str(error) else type(error).__name__} "
             "Expected a file of tensors only, saved by torch.save(network.state_dict(), path)."

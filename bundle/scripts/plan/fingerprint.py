@@ -15,6 +15,7 @@ from scripts.plan.measure import VERSION, Job, known_record, measure_case
 from scripts.prepare.formats import channels_of
 from scripts.prepare.output import run_in_parallel
 from scripts.prepare.status import fingerprint
+from scripts.regions import region_matrices
 
 FOLDER = ".fingerprint"
 
@@ -85,11 +86,13 @@ def take_fingerprint(
 
     Raises:
         FileNotFoundError: no ``dataset.json``.
-        ValueError: no class names, an unknown fold, or files that cannot be trained on, each with its problem.
+        ValueError: no class names, regions that do not tell them apart, an unknown fold, or files that cannot be
+            trained on, each with its problem.
     """
     folder = dataset_folder(dataset)
     about = _description(folder)
     labels = class_names(about.get("labels"), folder / "dataset.json")
+    regions = region_values(about.get("regions"), len(labels), folder / "dataset.json")
     parts = datalists.split(datalists.read_datalist(folder), fold)
     training = parts["training"]
     jobs = {case["case_id"]: _job(case, len(labels), Path(store)) for case in training}
@@ -108,7 +111,7 @@ def take_fingerprint(
         held_out=len(parts["validation"]),
         labels=labels,
         channels=_channels(about, counts[0]),
-        regions={str(name): list(values) for name, values in (about.get("regions") or {}).items()},
+        regions=regions,
         cases=tuple(training),
         records=records,
     )
@@ -143,6 +146,23 @@ def class_names(labels: Any, file: Path) -> tuple[str, ...]:
             "`nny prepare msd` or `nny prepare nnunet` writes the dataset so."
         )
     return tuple(known[value] for value in range(len(known)))
+
+
+def region_values(regions: Any, classes: int, file: Path) -> dict[str, list[int]]:
+    """Overlapping regions of ``{name: values}``; none where the dataset declares none.
+
+    Raises:
+        ValueError: regions that a network with one output for each class cannot be trained on.
+    """
+    found = {str(name): [int(value) for value in values] for name, values in (regions or {}).items()}
+    try:
+        if found:
+            region_matrices(found)
+        if found and len(found) != classes - 1:
+            raise ValueError(f"There are {len(found)} regions for {classes - 1} foreground classes; expected as many.")
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    return found
 
 
 def _description(folder: Path) -> dict[str, Any]:

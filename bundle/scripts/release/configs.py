@@ -47,6 +47,7 @@ def flat_configs(run: Path) -> dict[str, dict[str, Any]]:
     own = ConfigParser.load_config_file(str(run / "inference.yaml"))
     inference = _portable(_source("inference") | own)  # with ids that are younger than the run
     inference |= {"checkpoint": WEIGHTS, "clinical_statistics": STATISTICS}
+    inference.pop("upkern_source", None)  # where training started, a path of this machine
     train = _training(run, inference)
     evaluate = _evaluation(inference, train)
     several = ConfigParser(config=yaml.safe_load(yaml.safe_dump(train)))

@@ -46,5 +46,9 @@ def _write_nifti(volume: np.ndarray, affine: np.ndarray, suffix: str) -> str:
     """
     handle, file = tempfile.mkstemp(suffix=suffix)
     os.close(handle)
-    nib.save(nib.Nifti1Image(volume, affine), file)
+    try:
+        nib.save(nib.Nifti1Image(volume, affine), file)
+    except BaseException:  # a full disk
+        os.unlink(file)
+        raise
     return file

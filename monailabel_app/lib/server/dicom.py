@@ -92,8 +92,8 @@ def infer(
         remove_file(found["file"])
     handle, file = tempfile.mkstemp(suffix=".dcm")
     os.close(handle)
+    background_tasks.add_task(remove_file, file)  # before it is written, which a full disk ends
     seg.save_as(file, write_like_original=False)
-    background_tasks.add_task(remove_file, file)
     return FileResponse(file, media_type="application/dicom", filename=f"{model}_{image}.dcm")
 
 

@@ -15,8 +15,8 @@ class Guard:
 
     Without authentication, whoever reaches the server reads and changes the studies. So it answers this computer only,
     whatever address it listens on; and not the pages of other web sites that run in this computer's browser, which the
-    browser marks by ``Origin``, nor names that a foreign DNS server makes point here. MONAI Label's authentication takes
-    the place of the first and the last of these: a foreign page has no token.
+    browser marks by ``Origin``, nor names that a foreign DNS server makes point here. MONAI Label's authentication
+    takes the place of the first and the last of these: a foreign page has no token.
 
     Args:
         allow_remote: answer other computers too; the operator asked for it by name.
@@ -38,10 +38,8 @@ class Guard:
                 )
             name = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
             if not self._answers_to(name):
-                known = ", ".join(sorted(self.names)) if self.allow_remote else "127.0.0.1"
-                raise HTTPException(
-                    403, f"This server is not called {name!r}, but {known}. Its operator can add names by --names."
-                )
+                known = f"{', '.join(sorted(self.names))} (--names says how)" if self.allow_remote else "127.0.0.1"
+                raise HTTPException(403, f"This server is not called {name!r}, but {known}.")
         origin = request.headers.get("origin")
         if origin and origin.rstrip("/") not in self._own(request):
             raise HTTPException(

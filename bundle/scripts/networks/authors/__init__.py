@@ -44,7 +44,7 @@ def build(official_class: str, **arguments: object) -> YNet:
     family, name = _family(official_class)
     try:
         network = family.build(name, arguments)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # the authors' classes check by assertions, or fail where they first use a value
         if str(error).startswith((official_class, name)):  # it names the argument
             raise
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
@@ -85,8 +85,9 @@ def load(network: YNet, state_dict: Mapping[str, Tensor], official_class: str) -
 def import_weights(source: str, target: str, official_class: str, **arguments: object) -> str:
     """Turn weights released by the authors of a network into a checkpoint of ours, for --initial_weights.
 
-    The authors' networks know no clinical data: a training with fusion starts the fusion at random, the rest from these
-    weights.
+    After the class come its constructor arguments under the authors' names, as the weights were trained:
+    --in_channels 1 --out_channels 14 --img_size [64,128,128]. The authors' networks know no clinical data: a training
+    with fusion starts the fusion at random, the rest from these weights.
 
     Args:
         source: the authors' checkpoint; it is read without executing code from it.
@@ -95,7 +96,7 @@ def import_weights(source: str, target: str, official_class: str, **arguments: o
             unetr_pp.network_architecture.synapse.unetr_pp_synapse.UNETR_PP (also acdc, lung, tumor),
             nnunet_mednext.network_architecture.mednextv1.create_mednext_v1.create_mednext_v1, model.utnet.UTNet, ...;
             a wrong name lists them all.
-        **arguments: constructor arguments of that class, as the weights were trained: --in_channels 1 ...
+        **arguments: constructor arguments of that class.
 
     Returns:
         The target, and what of the source was not used, with the reason.

@@ -17,12 +17,15 @@ def bind(official_class: str, arguments: Mapping[str, object], defaults: Mapping
         All arguments.
 
     Raises:
-        ValueError: if an argument is unknown.
+        ValueError: if an argument is unknown, or a text, which would count as True, where the default is a boolean.
         TypeError: if a required one is missing.
     """
     unknown = [name for name in arguments if name not in defaults]
     if unknown:
         raise ValueError(f"{official_class} has no argument {unknown[0]}; it has {list(defaults)}.")
+    for name, value in arguments.items():
+        if isinstance(defaults[name], bool) and isinstance(value, str):
+            raise ValueError(f"{official_class}: {name} is {value!r}; expected True or False.")
     missing = [name for name, default in defaults.items() if default is ... and name not in arguments]
     if missing:
         raise TypeError(f"{official_class} needs the argument {missing[0]}.")

@@ -159,7 +159,7 @@ def _resnet(official_class: str, arguments: Mapping[str, object], side: int) -> 
     if list(arguments["skip_channels"][:n_skip]) != needed:
         raise ValueError(
             f"{official_class}: skip_channels is {arguments['skip_channels']!r}; only {needed}, the channels of the "
-            f"ResNet, are supported as the first {n_skip}."
+            f"ResNet at resnet_width_factor {arguments['resnet_width_factor']}, are supported as the first {n_skip}."
         )
     return ResNetEncoder(in_channels=3, feature_size=width, block_units=units)
 

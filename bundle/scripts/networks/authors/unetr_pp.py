@@ -94,12 +94,12 @@ def build(official_class: str, arguments: Mapping[str, object]) -> YNet:
     settings = SETTINGS[official_class]
     given = bind(official_class, arguments, DEFAULTS | {"img_size": settings.img_size})
     width = given["feature_size"]
+    if not isinstance(width, int) or width < 2 or width % 2:  # 4 heads in the decoder
+        raise ValueError(f"{official_class}: feature_size is {width!r}; only even numbers are supported.")
     channels = [width * 2**level for level in range(5)]
     given["dims"] = channels[1:] if given["dims"] is None else list(given["dims"])
     given["depths"] = [3, 3, 3, 3] if given["depths"] is None else list(given["depths"])
     require(official_class, given, in_channels=settings.in_channels, dims=channels[1:], hidden_size=channels[-1])
-    if width % 2:  # 4 heads in the decoder
-        raise ValueError(f"{official_class}: feature_size is {width}; only even numbers are supported.")
     one_of(official_class, given, pos_embed=("perceptron", "conv"))
     if not 0 <= given["dropout_rate"] <= 1:
         raise ValueError(f"{official_class}: dropout_rate is {given['dropout_rate']}; expected a number in [0, 1].")
