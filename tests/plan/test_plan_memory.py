@@ -34,6 +34,12 @@ def test_seconds_limit_it_too():
     assert SIZES[best].voxels * 1e-5 <= 1.0 < SIZES[best + 1].voxels * 1e-5
 
 
+def test_the_smallest_size_is_taken_where_all_are_slow():
+    assert find_largest(SIZES, Machine(), Limits(100.0, seconds=1e-3)) == 0
+    with pytest.raises(ValueError, match="limit 0.7 GB .* smaller network"):  # memory is no wish
+        find_largest(SIZES, Machine(), Limits(0.7, seconds=1e-3))
+
+
 def test_everything_fits():
     assert find_largest(SIZES, Machine(), Limits(1000.0)) == len(SIZES) - 1
 
@@ -45,7 +51,7 @@ def test_a_step_that_breaks_down_does_not_fit():
 
 
 def test_nothing_fits():
-    with pytest.raises(ValueError, match=r"16 x 16 x 16, batch 2 takes 1\.01 GB .* limit 0\.7 GB .* smaller network"):
+    with pytest.raises(ValueError, match=r"16 x 16 x 16, batch 2 takes 1\.01 GB; limit 0\.7 GB .* smaller network"):
         find_largest(SIZES, Machine(), Limits(0.7))
 
 

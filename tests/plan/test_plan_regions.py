@@ -1,5 +1,7 @@
 """A dataset of several channels and overlapping regions, as BraTS has, from the plan to the scores of its regions."""
 
+import contextlib
+import io
 import json
 
 import numpy as np
@@ -31,11 +33,21 @@ def planned(tmp_path_factory, tiny_network):
     options = {"spacing": (2.0, 2.0, 2.0), "labels": LABELS, "channels": ("FLAIR", "T1Gd"), "regions": REGIONS}
     data = write_dataset(folder / "data", [tumour(i) for i in range(5)], **options)
     path = folder / "dataset_tumour.yaml"
-    options = {"network": str(tiny_network), "memory": 20, "seconds": 0, "output": str(path), "workers": 1}
-    with pytest.MonkeyPatch.context() as patch:  # in this process: starting one takes longer than the step
+    options = {"network": str(tiny_network), "memory": 20, "seconds": 1e-4, "output": str(path), "workers": 1}
+    printed = io.StringIO()
+    with (
+        contextlib.redirect_stdout(printed),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        # in this process: starting one takes longer than the step
         patch.setattr(memory, "alone", lambda function, overlays, settings, _: function(overlays, settings))
         plan(str(data), **options, progress=False)
-    return data, path
+    return data, path, printed.getvalue()
+
+
+def test_slow_steps_are_a_warning(planned):
+    assert "Warning: A training step takes 0." in planned[2]
+    assert "with the smallest patch already" in planned[2]
 
 
 def test_overlay_has_regions_and_channels(planned):
@@ -53,7 +65,7 @@ def test_overlay_has_regions_and_channels(planned):
 
 
 def test_regions_are_trained_and_scored(planned, tiny_network, tmp_path):
-    data, path = planned
+    data, path, _ = planned
     settings = {"epochs": 8, "val_interval": 8, "learning_rate": 0.02}
     workflows.train(str(data), str(tmp_path), [str(tiny_network), str(path)], **settings)
     log = read_log(tmp_path / "log.csv")

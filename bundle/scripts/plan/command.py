@@ -38,7 +38,7 @@ def plan(
             measured for this network: plan again for another one.
         memory: GB that training steps may take, beside the images that training keeps in memory; by default 90 % of the
             GPU's, or on a CPU half of the machine's, 4 GB at most.
-        seconds: that a training step may take, too; by default 1 on a CPU, no limit on a GPU. 0: no limit.
+        seconds: that a training step may take, too; by default 0.5 on a CPU, no limit on a GPU. 0: no limit.
         output: the overlay to write; by default work/plan/dataset_<name>.yaml. The page lies beside it, as .html.
         fold: the fold that is held out; its cases are not opened.
         modality: CT (grey values are Hounsfield units), MR or another; by default what dataset.json or the values say.

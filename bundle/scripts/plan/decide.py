@@ -11,7 +11,7 @@ from scripts.plan.classes import plan_components, plan_mirroring, plan_sampling
 from scripts.plan.fingerprint import Fingerprint
 from scripts.plan.geometry import Choice, Grid, coarsen, plan_grid
 from scripts.plan.intensity import Modality, find_modality, plan_intensity
-from scripts.plan.memory import Limits, Meter, Size, find_largest
+from scripts.plan.memory import Cost, Limits, Meter, Size, find_largest
 from scripts.plan.overlay import IMAGE_ONLY
 from scripts.plan.stages import accepted, network_overlays, patch_path, plan_dims, plan_stages
 
@@ -71,7 +71,7 @@ def decide(
         The plan.
 
     Raises:
-        ValueError: an unknown network, or not even the smallest patch fits.
+        ValueError: an unknown network, or not even the smallest patch fits into the memory.
     """
     wishes, overlays = wishes or Wishes(), network_overlays(network)
     kind, grid = find_modality(data, wishes.modality), plan_grid(data, wishes.spacing_known)
@@ -101,7 +101,9 @@ def decide(
         "augmented_axes": _augmented(grid, int(dims.value)),
         **_cache(data, grid),
     }
-    return Plan(data, grid, kind, network, choices, meter, size, limits, _warnings(kind, grid))
+    return Plan(
+        data, grid, kind, network, choices, meter, size, limits, _warnings(kind, grid, meter.known[size], limits)
+    )
 
 
 def sizes_of(path: list[list[int]], grid: Grid, cases: int) -> list[Size]:
@@ -170,10 +172,14 @@ def _cache(data: Fingerprint, grid: Grid) -> dict[str, Choice]:
     return {"cache_rate": Choice(round(have / need, 2), reason)}
 
 
-def _warnings(kind: Modality, grid: Grid) -> tuple[str, ...]:
+def _warnings(kind: Modality, grid: Grid, cost: Cost, limits: Limits) -> tuple[str, ...]:
     found = [kind.warning] if kind.warning else []
     if kind.guessed:
         found.append(f"The modality, {kind.name}, is {kind.reason}.")
     if "guessed" in grid.reasons["spacing_known"]:
         found.append(f"Voxel sizes are {'true' if grid.known else 'not known'}: {grid.reasons['spacing_known']}.")
+    if limits.seconds and cost.seconds > limits.seconds:
+        found.append(
+            f"A training step takes {cost.seconds:.1f} s with the smallest patch already; a smaller network is faster."
+        )
     return tuple(found)

@@ -18,7 +18,7 @@ from scripts.compare.running import alone, merged, peak_gb
 from scripts.runs import default_device
 from scripts.slices import network_patch
 
-CPU_GB, CPU_SECONDS = 4.0, 1.0  # on a CPU, when nothing is said: more would take long to train
+CPU_GB, CPU_SECONDS = 4.0, 0.5  # on a CPU, when nothing is said: more would take long to train
 STEPS = 2  # AdamW makes its own memory in the first one
 BEGIN = 200_000  # voxels of the first step that is tried: well over what a process takes without any
 FARTHEST = 6  # times the largest size that fits: further no size is tried next
@@ -146,10 +146,10 @@ def step_cost(overlays: Sequence[str], settings: Mapping[str, Any], memory: floa
 
 
 def find_largest(sizes: Sequence[Size], measure: Callable[[Size], Cost], limits: Limits) -> int:
-    """Find the last of a list of growing sizes that fits.
+    """Find the last of a list of growing sizes that fits; the smallest where only time speaks against it.
 
     Memory and time grow about linearly with the voxels, so that a few measurements are enough; the size that is
-    returned was itself measured, and fits.
+    returned was itself measured, and fits into the memory.
 
     Args:
         sizes: from small to large.
@@ -160,7 +160,7 @@ def find_largest(sizes: Sequence[Size], measure: Callable[[Size], Cost], limits:
         Index of the size.
 
     Raises:
-        ValueError: not even the smallest fits.
+        ValueError: not even the smallest fits into the memory.
     """
     loads: dict[int, float] = {}
     low, high = -1, len(sizes)
@@ -176,11 +176,12 @@ def find_largest(sizes: Sequence[Size], measure: Callable[[Size], Cost], limits:
         guess = (low + high) // 2 if broke else max(fits, default=low + 1)
     if low < 0:
         cost = measure(sizes[0])
-        raise ValueError(
-            f"A training step of {sizes[0]} takes {cost.gb:.2f} GB and {cost.seconds:.2f} s; limit {limits}. "
-            "Give more --memory or --seconds, or choose a smaller network."
-        )
-    return low
+        if cost.gb > limits.memory:
+            raise ValueError(
+                f"A training step of {sizes[0]} takes {cost.gb:.2f} GB; limit {limits}. "
+                "Give more --memory, or choose a smaller network."
+            )
+    return max(low, 0)
 
 
 def find_limits(memory: float | None = None, seconds: float | None = None) -> Limits:
@@ -188,7 +189,7 @@ def find_limits(memory: float | None = None, seconds: float | None = None) -> Li
 
     Args:
         memory: GB; None for 90 % of the GPU's, or half of the machine's, 4 GB at most.
-        seconds: of a step; None for 1 on a CPU and no limit on a GPU; 0 for no limit.
+        seconds: of a step; None for 0.5 on a CPU and no limit on a GPU; 0 for no limit.
 
     Raises:
         ValueError: no such numbers.
