@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..files import replacing
 from .swin import SwinEncoder
 
 logger = logging.getLogger(__name__)
@@ -84,13 +84,8 @@ def write_weights(state: Mapping[str, Tensor], target: str | Path, source: str |
         raise ValueError(f"{target} is no *.pt file; weights are written to such files alone.")
     if target.resolve() == Path(source).resolve():
         raise ValueError(f"{target} is also the source; write the new weights into another file.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    try:
+    with replacing(target) as part:
         torch.save(dict(state), part)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_weights(network: nn.Module, path: str | Path, strict: bool = True, new: str = "") -> str:
